@@ -21,7 +21,7 @@ from simplear_engine.atomic_file import atomic_writer
 from simplear_engine.checkpoint import IMAGE_TOKENIZER_FOLDER
 from simplear_engine.config import GenerationDefaults, ModelConfig, model_config_from_dict, write_generation_defaults
 from simplear_engine.dtypes import FLOATING, STORAGE, from_float32
-from simplear_engine.errors import SimplearError, UnsupportedError
+from simplear_engine.errors import SimplearError
 from simplear_engine.safetensors_file import StreamedTensor, write_safetensors
 from simplear_engine.text import QWEN2_WORDS
 from simplear_engine.weights import weight_specs
@@ -201,7 +201,27 @@ def _write_weights(folder: Path, config: ModelConfig, dtype: str, seed: int, sha
 
 
 def _write_image_tokenizer(folder: Path, num_codes: int, seed: int) -> None:
-    raise UnsupportedError("this build has no image tokenizer to write")
+    from simplear_engine.image.random import DV8X16X16, write_random_tokenizer
+
+    if num_codes == DV8X16X16.num_codes:
+        write_random_tokenizer(folder, DV8X16X16, seed)
+        return
+    levels = _levels(num_codes)
+    small = {
+        "name": "DV", "channels": 8, "channels_mult": [2, 4, 4], "num_res_blocks": 1, "patch_size": 4,
+        "spatial_compression": 16, "z_channels": 16, "embedding_dim": len(levels), "levels": levels,
+    }  # fmt: skip
+    write_random_tokenizer(folder, small, seed)
+
+
+def _levels(num_codes: int) -> list[int]:
+    """Numbers whose product is `num_codes`, as few as go with at most 8 each; a large prime stands alone."""
+    levels = []
+    while num_codes > 1:
+        level = next((level for level in range(8, 1, -1) if num_codes % level == 0), num_codes)
+        levels.append(level)
+        num_codes //= level
+    return levels
 
 
 def _write_json(path: Path, value) -> None:

@@ -1,0 +1,258 @@
+"""The `simplear` command: generate, doctor, convert.
+
+Parses arguments and prints; the work is done by the engine and the modules beside this one, which are imported only
+when a command needs them, so that `--help` answers at once. Mistakes end in one line on stderr and exit code 2.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import time
+from pathlib import Path
+
+from simplear_engine.errors import InvalidRequestError, SimplearError
+
+EXIT_PROBLEM = 1  # doctor found something
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_GENERATE_EXAMPLES = """\
+examples:
+  simplear generate "a red apple" -o apple.png
+  simplear generate "a red apple" -o apple.png --seed 7 --num-images 4
+      writes apple-1.png to apple-4.png (seeds 7 to 10) and all of them on one sheet, apple.png
+  simplear generate "a cat" "a dog" -o pets.png --guidance-scale 4 --negative-prompt "blurry"
+  simplear generate "a fox in snow" --model Daniel0724/SimpleAR-0.5B-RL --height 512 --width 512
+"""
+_CONVERT_EXAMPLES = """\
+examples:
+  simplear convert Daniel0724/SimpleAR-0.5B-RL simplear-0.5b --image-tokenizer Cosmos-1.0-Tokenizer-DV8x16x16
+  simplear convert my-finetune my-model --dtype bfloat16 --prompt-prefix "" --guidance-scale 4 --height 512 --width 512
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the process's exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return options.command(options)
+    except (SimplearError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def generate(options) -> int:
+    outputs = _output_paths(options)
+    started = time.perf_counter()
+    engine_class = _import_engine()
+    engine = engine_class.from_pretrained(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        image_tokenizer=options.image_tokenizer,
+        threads=options.threads,
+    )
+    with _ProgressBar() as bar:
+        images = engine.generate(
+            options.prompts,
+            negative_prompt=options.negative_prompt,
+            height=options.height,
+            width=options.width,
+            num_images=options.num_images,
+            guidance_scale=options.guidance_scale,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            on_progress=bar.update,
+        )
+    for image, path in zip(images, outputs.single, strict=True):
+        image.save(path)
+    if outputs.sheet is not None:
+        from simplear_engine.png import contact_sheet, save_png
+
+        captions = [f"{image.prompt} ({image.seed})" for image in images]
+        save_png(contact_sheet([image.pil for image in images], captions), outputs.sheet)
+    seconds = time.perf_counter() - started
+    print(_summary(outputs, [image.seed for image in images], seconds))
+    return 0
+
+
+def doctor(options) -> int:
+    from simplear_engine.doctor import report
+
+    facts, advice = report()
+    print("\n".join(facts))
+    if not advice:
+        print("\nall is well")
+        return 0
+    print("\n" + "\n".join(f"to do: {line}" for line in advice))
+    return EXIT_PROBLEM
+
+
+def convert(options) -> int:
+    from simplear_engine.convert import convert_checkpoint
+
+    names = ("prompt_begin", "prompt_prefix", "prompt_end", "negative_prompt")
+    names += ("guidance_scale", "height", "width", "top_k", "compression")
+    defaults = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    started = time.perf_counter()
+    folder = convert_checkpoint(
+        options.source, options.destination, dtype=options.dtype, image_tokenizer=options.image_tokenizer, **defaults
+    )
+    print(f"{folder}  {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def _import_engine():
+    try:
+        from simplear_engine import Engine
+    except ImportError as error:
+        raise SimplearError(f"the engine cannot be loaded: {error}; `simplear doctor` says what to do") from None
+    return Engine
+
+
+class _Outputs:
+    def __init__(self, single: list[Path], sheet: Path | None):
+        self.single = single  # one file per image, in order
+        self.sheet = sheet  # all on one, where there are several
+
+
+def _output_paths(options) -> _Outputs:
+    """Where the images will go; asked before generating, because nobody likes to wait for a picture and lose it."""
+    count = len(options.prompts) * max(options.num_images, 1)
+    path = options.output or _free_name(options.prompts[0])
+    if path.suffix.lower() != ".png":
+        raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
+    if path.is_dir():
+        raise InvalidRequestError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InvalidRequestError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if count == 1:
+        return _Outputs([path], None)
+    return _Outputs([path.with_stem(f"{path.stem}-{index + 1}") for index in range(count)], path)
+
+
+def _free_name(prompt: str) -> Path:
+    """A file name made of the prompt's words that nothing in the current folder has yet."""
+    stem = "-".join(re.findall(r"\w+", prompt.lower()))[:50].strip("-") or "image"
+    # Some file systems count bytes, and letters beyond ASCII have several.
+    stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
+    path, number = Path(f"{stem}.png"), 2
+    while path.exists():
+        path, number = Path(f"{stem}_{number}.png"), number + 1
+    return path
+
+
+def _summary(outputs: _Outputs, seeds: list[int], seconds: float) -> str:
+    if outputs.sheet is None:
+        return f"{outputs.single[0]}  seed {seeds[0]}  {seconds:.2f} s"
+    first, last = outputs.single[0], outputs.single[-1]
+    return f"{outputs.sheet}  sheet of {len(seeds)}: {first} to {last}, first seed {seeds[0]}  {seconds:.2f} s"
+
+
+class _ProgressBar:
+    """A bar of tokens on a terminal, nothing elsewhere; it appears with the first progress and goes at the end."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="token", leave=False, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplear",
+        description="Pictures from prompts with autoregressive models. `simplear COMMAND --help` tells more.",
+        epilog='first steps:  simplear doctor   then   simplear generate "a red apple" -o apple.png',
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands)
+    command = commands.add_parser(
+        "doctor",
+        help="what this machine offers and what is missing",
+        description="Print what this machine offers the engine and what to do where something is missing. "
+        "Exit code 1 where something is.",
+    )
+    command.set_defaults(command=doctor)
+    _add_convert(commands)
+    return parser
+
+
+def _add_generate(commands) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="make pictures from prompts",
+        description="Make pictures from prompts and save them as PNG files that tell how they were made.",
+        epilog=_GENERATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to show; several prompts make several pictures")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.png", help="where to write (default: named after the first prompt)"
+    )
+    command.add_argument("--seed", type=int, help="equal seeds give equal pictures; picture i uses seed + i")
+    command.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
+    command.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (default: the model's own)")
+    command.add_argument("--height", type=int, metavar="PIXELS", help="default: the model's own")
+    command.add_argument("--width", type=int, metavar="PIXELS", help="default: the model's own")
+    command.add_argument(
+        "--guidance-scale", type=float, metavar="X", help="how strongly to follow the prompt; 1 is no guidance"
+    )
+    command.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default: 1)")
+    command.add_argument("--top-k", type=int, metavar="N", help="sample among the N likeliest codes only")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="X", help="sample among this much probability only")
+    command.add_argument("--model", default="default", help='"default", a checkpoint folder or a hub id OWNER/NAME')
+    command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    command.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
+    command.set_defaults(command=generate)
+
+
+def _add_convert(commands) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="rewrite a checkpoint in the engine's own form",
+        description="Write any loadable checkpoint as one folder with a single safetensors file, tokenizer.json, "
+        "simplear.json (prompt wrapper and defaults) and the image tokenizer.",
+        epilog=_CONVERT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("source", metavar="IN", help="checkpoint folder, hub id or default")
+    command.add_argument("destination", metavar="OUT", type=Path, help="folder to write; it must not exist or be empty")
+    command.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    command.add_argument("--image-tokenizer", metavar="PATH", help="image tokenizer to put in, .jit or .safetensors")
+    command.add_argument("--prompt-begin", metavar="TOKEN", help="control token before every prompt")
+    command.add_argument("--prompt-prefix", metavar="TEXT", help="words before every prompt")
+    command.add_argument("--prompt-end", metavar="TOKEN", help="control token after every prompt")
+    command.add_argument("--negative-prompt", metavar="TEXT", help="used where a request gives none")
+    command.add_argument("--guidance-scale", type=float, metavar="X", help="used where a request gives none")
+    command.add_argument("--height", type=int, metavar="PIXELS", help="used where a request gives none")
+    command.add_argument("--width", type=int, metavar="PIXELS", help="used where a request gives none")
+    command.add_argument("--top-k", type=int, metavar="N", help="used where a request gives none")
+    command.add_argument("--compression", type=int, metavar="N", help="pixels per token and side")
+    command.set_defaults(command=convert)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
