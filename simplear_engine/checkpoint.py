@@ -69,12 +69,13 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
             raise CheckpointError("this installation holds no default model: name a folder or a hub id instead")
         return DEFAULT_MODEL_FOLDER
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    # An empty string would be the current folder to Path, and nobody means that.
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise CheckpointError(f"{path}: expected a checkpoint folder, found a file")
     if not isinstance(name_or_path, str) or not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{path}: no such folder, and not a hub id of the form owner/name")
+        raise CheckpointError(f"{name!r}: no such folder, and not a hub id of the form owner/name")
     return _download(name, revision)
 
 
