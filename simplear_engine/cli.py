@@ -34,6 +34,8 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
+    # A file name or prompt that the terminal's encoding cannot show must not end a finished run in a traceback.
+    sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(options) -> int:
-    outputs = _output_paths(options)
+    path = _output_path(options)
     started = time.perf_counter()
     engine_class = _import_engine()
     engine = engine_class.from_pretrained(
@@ -71,15 +73,8 @@ def generate(options) -> int:
             seed=options.seed,
             on_progress=bar.update,
         )
-    for image, path in zip(images, outputs.single, strict=True):
-        image.save(path)
-    if outputs.sheet is not None:
-        from simplear_engine.png import contact_sheet, save_png
-
-        captions = [f"{image.prompt} ({image.seed})" for image in images]
-        save_png(contact_sheet([image.pil for image in images], captions), outputs.sheet)
-    seconds = time.perf_counter() - started
-    print(_summary(outputs, [image.seed for image in images], seconds))
+    told = _save_all(images, path)
+    print(f"{told}  {time.perf_counter() - started:.2f} s")
     return 0
 
 
@@ -117,15 +112,8 @@ def _import_engine():
     return Engine
 
 
-class _Outputs:
-    def __init__(self, single: list[Path], sheet: Path | None):
-        self.single = single  # one file per image, in order
-        self.sheet = sheet  # all on one, where there are several
-
-
-def _output_paths(options) -> _Outputs:
-    """Where the images will go; asked before generating, because nobody likes to wait for a picture and lose it."""
-    count = len(options.prompts) * max(options.num_images, 1)
+def _output_path(options) -> Path:
+    """The file to write; asked before generating, because nobody likes to wait for a picture and lose it."""
     path = options.output or _free_name(options.prompts[0])
     if path.suffix.lower() != ".png":
         raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
@@ -133,9 +121,21 @@ def _output_paths(options) -> _Outputs:
         raise InvalidRequestError(f"cannot write {path}: it is a folder")
     if not path.parent.is_dir():
         raise InvalidRequestError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if count == 1:
-        return _Outputs([path], None)
-    return _Outputs([path.with_stem(f"{path.stem}-{index + 1}") for index in range(count)], path)
+    return path
+
+
+def _save_all(images: list, path: Path) -> str:
+    """One image becomes `path`; several become numbered files and `path` shows them all. Returns what to tell."""
+    if len(images) == 1:
+        images[0].save(path)
+        return f"{path}  seed {images[0].seed}"
+    from simplear_engine.png import contact_sheet, save_png
+
+    numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(len(images))]
+    for image, file in zip(images, numbered, strict=True):
+        image.save(file)
+    save_png(contact_sheet([image.pil for image in images], [f"{image.prompt} ({image.seed})" for image in images]), path)
+    return f"{path}  sheet of {len(images)}: {numbered[0]} to {numbered[-1]}, first seed {images[0].seed}"
 
 
 def _free_name(prompt: str) -> Path:
@@ -147,13 +147,6 @@ def _free_name(prompt: str) -> Path:
     while path.exists():
         path, number = Path(f"{stem}_{number}.png"), number + 1
     return path
-
-
-def _summary(outputs: _Outputs, seeds: list[int], seconds: float) -> str:
-    if outputs.sheet is None:
-        return f"{outputs.single[0]}  seed {seeds[0]}  {seconds:.2f} s"
-    first, last = outputs.single[0], outputs.single[-1]
-    return f"{outputs.sheet}  sheet of {len(seeds)}: {first} to {last}, first seed {seeds[0]}  {seconds:.2f} s"
 
 
 class _ProgressBar:

@@ -13,13 +13,8 @@ import sys
 from importlib import metadata as package_metadata
 from pathlib import Path
 
-_PACKAGES = {
-    "numpy": "arrays at the boundary",
-    "tokenizers": "text tokenizers",
-    "pillow": "PNG files",
-    "tqdm": "the progress bar",
-    "huggingface_hub": "checkpoints by hub id",
-}
+_REQUIRED_PACKAGES = ("numpy", "tokenizers", "pillow", "tqdm")
+_HUB_PACKAGE = "huggingface_hub"
 _VARIABLES = ("SIMPLEAR_CPU_ISA", "SIMPLEAR_OPS", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
 
 
@@ -33,20 +28,22 @@ def report() -> tuple[list[str], list[str]]:
         ("Memory", _memory()),
     ]
     advice: list[str] = []
-    _describe_core(facts, advice)
-    facts.append(("GPU", _gpus()))
+    gpus = _gpus()
+    facts.append(("GPU", gpus or "none found"))
+    _describe_core(facts, advice, has_gpu=bool(gpus))
     _describe_default_model(facts, advice)
-    for package, purpose in _PACKAGES.items():
-        try:
-            facts.append((package, package_metadata.version(package)))
-        except package_metadata.PackageNotFoundError:
-            facts.append((package, "missing"))
-            advice.append(f"{package} is missing, it is needed for {purpose}: pip install {package}")
+    for package in _REQUIRED_PACKAGES:
+        version = _version_of(package)
+        facts.append((package, version or "missing"))
+        if version is None:
+            advice.append(f"{package} is missing: pip install {package}")
+    missing = f"missing, needed for hub ids only: pip install {_HUB_PACKAGE}"
+    facts.append((_HUB_PACKAGE, _version_of(_HUB_PACKAGE) or missing))
     facts += [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
     return [f"{name:<16} {value}" for name, value in facts], advice
 
 
-def _describe_core(facts: list, advice: list) -> None:
+def _describe_core(facts: list, advice: list, has_gpu: bool) -> None:
     try:
         core = importlib.import_module("simplear_engine._C")
     except ImportError as error:
@@ -61,6 +58,8 @@ def _describe_core(facts: list, advice: list) -> None:
         facts.append(("Kernels chosen", f"none: {error}"))
         advice.append(f"{error}; unset SIMPLEAR_CPU_ISA or set it to one of the available kernels")
     facts.append(("CUDA", "built in" if core.cuda_built() else "not built in (no nvcc when this was compiled)"))
+    if has_gpu and not core.cuda_built():
+        advice.append("there is a GPU, but the engine was built without CUDA: install the CUDA toolkit and build again")
 
 
 def _describe_default_model(facts: list, advice: list) -> None:
@@ -72,6 +71,13 @@ def _describe_default_model(facts: list, advice: list) -> None:
     else:
         facts.append(("Default model", "absent"))
         advice.append("no default model is installed: pass --model FOLDER or --model OWNER/NAME")
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return package_metadata.version(package)
+    except package_metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
@@ -100,11 +106,13 @@ def _memory() -> str:
 
 
 def _gpus() -> str:
+    """Names and memory of the GPUs, or nothing."""
     if shutil.which("nvidia-smi") is None:
-        return "none found"
+        return ""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"nvidia-smi does not answer: {error}"
-    return "; ".join(answer.split("\n")).strip("; ") or "none found"
+    except (OSError, subprocess.SubprocessError):
+        # The tool without a driver, as in a container that was given no GPU.
+        return ""
+    return "; ".join(answer.splitlines())
