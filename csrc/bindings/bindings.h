@@ -1,0 +1,19 @@
+// The parts of the Python module; each lives in the file of its name.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/dtype.h"
+
+namespace simplear {
+
+DType dtype_from_name(const std::string& name);
+
+void bind_errors(pybind11::module_& m);
+void bind_tensor(pybind11::module_& m);
+void bind_ops(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
+
+}  // namespace simplear

@@ -1,0 +1,104 @@
+// StepPlan, Request and the engine thread.
+
+#include "core/engine.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace simplear {
+namespace {
+
+double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+void raise_if_failed(const Request& request) {
+  if (request.status == RequestStatus::kFailed) fail(request.error_kind, request.error);
+}
+
+py::dict timings(const Request& r) {
+  py::dict seconds;
+  seconds["queue"] = seconds_between(r.submitted, r.admitted);
+  if (!r.is_scoring()) seconds["prefill"] = seconds_between(r.admitted, r.first_token);
+  seconds["decode"] = seconds_between(r.is_scoring() ? r.admitted : r.first_token, r.ended);
+  return seconds;
+}
+
+template <class T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  auto plan = py::class_<StepPlan, std::shared_ptr<StepPlan>>(m, "StepPlan", "The arrays that describe one forward step.")
+      .def(py::init([](int32_t max_tokens, int32_t max_pairs, int32_t max_logit_rows, int32_t max_blocks_per_seq) {
+             return std::make_shared<StepPlan>(StepLimits{max_tokens, max_pairs, max_logit_rows, max_blocks_per_seq});
+           }),
+           py::kw_only(), py::arg("max_tokens"), py::arg("max_pairs"), py::arg("max_logit_rows"),
+           py::arg("max_blocks_per_seq"))
+      .def_readwrite("num_tokens", &StepPlan::num_tokens)
+      .def_readwrite("num_seqs", &StepPlan::num_seqs)
+      .def_readwrite("num_logit_rows", &StepPlan::num_logit_rows)
+      .def_readwrite("num_pairs", &StepPlan::num_pairs);
+  for (const auto& entry : StepPlan::tensors())
+    plan.def_property_readonly(entry.name, [member = entry.tensor](const StepPlan& p) { return p.*member; });
+
+  py::class_<Request, std::shared_ptr<Request>>(m, "Request", "One image on its way through the engine.")
+      .def(py::init())
+      .def_readwrite("prompt", &Request::prompt)
+      .def_readwrite("negative", &Request::negative)
+      .def_readwrite("num_image_tokens", &Request::num_image_tokens)
+      .def_readwrite("guidance_scale", &Request::guidance_scale)
+      .def_readwrite("temperature", &Request::temperature)
+      .def_readwrite("top_k", &Request::top_k)
+      .def_readwrite("top_p", &Request::top_p)
+      .def_readwrite("seed", &Request::seed)
+      .def_readwrite("forced_codes", &Request::forced_codes)
+      .def_readwrite("scores", &Request::scores)
+      .def_property_readonly("num_done", [](const Request& r) { return r.num_done.load(); })
+      .def_readonly("num_steps", &Request::num_steps)
+      .def_property_readonly("codes", [](const Request& r) { return to_array(r.codes); })
+      .def_property_readonly("log_probs", [](const Request& r) { return to_array(r.log_probs); })
+      .def_property_readonly("timings", &timings, "Seconds by phase; read it after the request ended.")
+      .def("raise_if_failed", &raise_if_failed)
+      .def("wait", &Engine::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+           "True when the request ended within `seconds`.");
+
+  py::class_<Engine>(m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
+      .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool,
+                       Tensor logits, int32_t num_blocks, int32_t block_size, int32_t max_queue, int32_t max_positions,
+                       int32_t num_codes, int32_t visual_offset) {
+             return std::make_unique<Engine>(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset}, num_blocks,
+                                             block_size, std::move(plan), std::move(program), std::move(pool),
+                                             std::move(logits));
+           }),
+           py::kw_only(), py::arg("plan"), py::arg("program"), py::arg("pool"), py::arg("logits"), py::arg("num_blocks"),
+           py::arg("block_size"), py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"),
+           py::arg("visual_offset"))
+      .def("submit", &Engine::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>())
+      .def("cancel", &Engine::cancel, py::arg("request"), py::call_guard<py::gil_scoped_release>())
+      .def("pause", &Engine::pause, py::call_guard<py::gil_scoped_release>())
+      .def("resume", &Engine::resume, py::arg("weights_changed"), py::call_guard<py::gil_scoped_release>())
+      .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
+      .def("stats", [](Engine& engine) {
+        const Engine::Stats s = engine.stats();
+        py::dict stats;
+        stats["num_steps"] = s.num_steps;
+        stats["num_tokens"] = s.num_tokens;
+        stats["busy_seconds"] = s.busy_seconds;
+        stats["num_waiting"] = s.num_waiting;
+        stats["num_running"] = s.num_running;
+        stats["num_blocks"] = s.num_blocks;
+        stats["num_free_blocks"] = s.num_free_blocks;
+        return stats;
+      });
+}
+
+}  // namespace simplear

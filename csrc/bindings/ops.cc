@@ -1,0 +1,149 @@
+// Ops and programs: any op is called by name with its arguments in a dict, so that a new op needs no binding.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "core/philox.h"
+#include "core/program.h"
+#include "cpu/isa.h"
+#include "cpu/pack.h"
+
+namespace py = pybind11;
+
+namespace simplear {
+namespace {
+
+const OpImpl& require_op(const std::string& op, const std::string& impl) {
+  const OpImpl* found = find_op(op, impl);
+  check(found != nullptr, ErrorKind::kUnsupported, "op ", op, " has no implementation named ", impl);
+  const auto& isas = compiled_isas();
+  const auto& here = available_isas();
+  check(std::find(isas.begin(), isas.end(), impl) == isas.end() || std::find(here.begin(), here.end(), impl) != here.end(),
+        ErrorKind::kUnsupported, "op ", op, ": this processor cannot run ", impl);
+  return *found;
+}
+
+// Writes one value into the Params bytes.
+void set_field(const OpImpl& op, const Field& field, const py::handle& value, Program::Call& call) {
+  const auto put = [&](const auto& x) { std::memcpy(call.params.data() + field.offset, &x, sizeof(x)); };
+  switch (field.type) {
+    case FieldType::kAnyPointer:
+    case FieldType::kTypedPointer: {
+      void* data = nullptr;
+      DType dtype = field.dtype;
+      if (!value.is_none()) {
+        const Tensor& tensor = value.cast<const Tensor&>();
+        check(field.type == FieldType::kAnyPointer || tensor.dtype == field.dtype, ErrorKind::kInvalidRequest, op.op,
+              ".", field.name, ": expected ", name_of(field.dtype), ", got ", name_of(tensor.dtype));
+        data = tensor.data;
+        dtype = tensor.dtype;
+        call.lenders.push_back(tensor.owner);
+      }
+      if (field.type == FieldType::kAnyPointer) put(AnyPtr{data, dtype});
+      else put(data);
+      return;
+    }
+    case FieldType::kInt32:
+      if (py::isinstance<py::str>(value)) {
+        call.bindings.push_back({field.offset, StepPlan::count_index(value.cast<std::string>())});
+        return put(int32_t{0});
+      }
+      return put(value.cast<int32_t>());
+    case FieldType::kInt64: return put(value.cast<int64_t>());
+    case FieldType::kFloat: return put(value.cast<float>());
+  }
+}
+
+Program::Call make_call(const std::string& name, const std::string& impl, const py::dict& fields) {
+  const OpImpl& op = require_op(name, impl);
+  Program::Call call{&op, std::vector<std::byte>(op.params_size), {}, {}};
+  for (size_t i = 0; i < op.num_fields; ++i) {
+    const Field& field = op.fields[i];
+    check(fields.contains(field.name), ErrorKind::kInternal, name, ": no value for ", field.name);
+    set_field(op, field, fields[field.name], call);
+  }
+  check(fields.size() == op.num_fields, ErrorKind::kInternal, name, ": expected ", op.num_fields, " fields, got ",
+        fields.size());
+  return call;
+}
+
+void run_op(const std::string& name, const std::string& impl, const py::dict& fields, ThreadPool& pool) {
+  const Program::Call call = make_call(name, impl, fields);
+  check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
+  py::gil_scoped_release release;
+  std::lock_guard lock(pool.op_mutex());
+  call.op->run(call.params.data(), pool);
+}
+
+}  // namespace
+
+void bind_ops(py::module_& m) {
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool", "A fixed team of worker threads.")
+      .def(py::init([](int num_threads) {
+             check(num_threads >= 1 && num_threads <= 1024, ErrorKind::kInvalidRequest, "threads: expected 1..1024, got ",
+                   num_threads);
+             return std::make_shared<ThreadPool>(num_threads);
+           }),
+           py::arg("num_threads"))
+      .def_property_readonly("size", &ThreadPool::size);
+
+  py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A recorded forward pass.")
+      .def(py::init())
+      .def(
+          "add",
+          [](Program& program, const std::string& op, const std::string& impl, const py::dict& fields) {
+            program.add(make_call(op, impl, fields));
+          },
+          py::arg("op"), py::arg("impl"), py::arg("fields"),
+          "Appends a call; an integer field may be the name of a StepPlan count instead of a number.")
+      .def(
+          "run",
+          [](Program& program, const StepPlan& plan, ThreadPool& pool) {
+            py::gil_scoped_release release;
+            program.run(plan, pool);
+          },
+          py::arg("plan"), py::arg("pool"))
+      .def("set_timing", &Program::set_timing, py::arg("on"), "Starts (from zero) or stops timing every call.")
+      .def("timings", [](const Program& program) {
+        py::list rows;
+        for (const auto& call : program.calls()) rows.append(py::make_tuple(call.op->op, call.seconds));
+        return rows;
+      });
+
+  m.def("run_op", &run_op, py::arg("op"), py::arg("impl"), py::arg("fields"), py::arg("pool"),
+        "Runs one op now, with the GIL released.");
+  m.def("op_impls", [] {
+    py::dict found;
+    for (const OpImpl* op : all_ops()) {
+      if (!found.contains(op->op)) found[op->op] = py::list();
+      found[op->op].attr("append")(op->impl);
+    }
+    return found;
+  }, "{op: [implementations that were compiled in]}");
+  m.def("op_fields", [](const std::string& name) {
+    py::list names;
+    for (const OpImpl* op : all_ops()) {
+      if (name != op->op) continue;
+      for (size_t i = 0; i < op->num_fields; ++i) names.append(op->fields[i].name);
+      break;
+    }
+    return names;
+  });
+  m.def("compiled_isas", &compiled_isas);
+  m.def("available_isas", &available_isas);
+  m.def("chosen_isa", &choose_isa);
+  m.def("default_num_threads", &default_num_threads);
+  m.def("philox", [](uint64_t key, std::array<uint32_t, 4> counter) { return philox(key, counter); }, py::arg("key"),
+        py::arg("counter"), "Philox4x32-10: four 32-bit words.");
+
+  m.def("packed_size", [](int64_t rows, int64_t k, const std::string& dtype) { return packed_size(rows, k, dtype_from_name(dtype)); });
+  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
+  m.def("convert", &convert, py::arg("source"), py::arg("target"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
+  m.def("all_finite", &all_finite, py::arg("tensor"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace simplear

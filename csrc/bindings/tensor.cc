@@ -1,0 +1,77 @@
+// simplear_engine._C.Tensor: the engine's tensors as Python sees them.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/dlpack.h"
+#include "bindings/py_owner.h"
+#include "core/check.h"
+
+namespace py = pybind11;
+
+namespace simplear {
+
+DType dtype_from_name(const std::string& name) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt32, DType::kInt64, DType::kUInt64,
+                      DType::kUInt8})
+    if (name == name_of(dtype)) return dtype;
+  fail(ErrorKind::kInvalidRequest, "dtype: expected float32, bfloat16, float16, int32, int64, uint64 or uint8, got ", name);
+}
+
+namespace {
+
+// NumPy has no bfloat16; its bits travel as uint16.
+py::dtype numpy_dtype(DType dtype) {
+  return dtype == DType::kBFloat16 ? py::dtype("uint16") : py::dtype(name_of(dtype));
+}
+
+Tensor from_numpy(const py::array& array, const std::optional<std::string>& dtype_name) {
+  const auto invalid = ErrorKind::kInvalidRequest;
+  Tensor tensor;
+  const std::string found = py::str(array.dtype().attr("name"));
+  tensor.dtype = dtype_from_name(dtype_name ? *dtype_name : found);
+  check(array.dtype().is(numpy_dtype(tensor.dtype)) || array.dtype().equal(numpy_dtype(tensor.dtype)), invalid,
+        "array for dtype ", name_of(tensor.dtype), ": expected NumPy ",
+        std::string(py::str(numpy_dtype(tensor.dtype))), ", got ", found);
+  check(array.flags() & py::array::c_style, invalid, "expected a C-contiguous array: use numpy.ascontiguousarray");
+  tensor.data = const_cast<void*>(array.data());
+  tensor.shape.assign(array.shape(), array.shape() + array.ndim());
+  tensor.read_only = !array.writeable();
+  tensor.owner = own(array);
+  return tensor;
+}
+
+py::array to_numpy(const Tensor& tensor) {
+  // The array's base holds a copy of the Tensor, and so the memory.
+  auto* holder = new Tensor(tensor);
+  py::capsule base(holder, [](void* p) { delete static_cast<Tensor*>(p); });
+  py::array array(numpy_dtype(tensor.dtype), tensor.shape, tensor.data, base);
+  if (tensor.read_only) array.attr("flags").attr("writeable") = false;
+  return array;
+}
+
+}  // namespace
+
+void bind_tensor(py::module_& m) {
+  py::class_<Tensor>(m, "Tensor", "A dense row-major tensor; owns its memory or borrows it.")
+      .def_static(
+          "zeros", [](std::vector<int64_t> shape, const std::string& dtype) { return Tensor::zeros(std::move(shape), dtype_from_name(dtype)); },
+          py::arg("shape"), py::arg("dtype"), "A new tensor of zeros.")
+      .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("dtype") = py::none(),
+                  "Borrows a C-contiguous array; dtype=\"bfloat16\" reads uint16 as bfloat16 bits.")
+      .def_static("from_dlpack", &tensor_from_dlpack, py::arg("lender"), "Borrows a CPU tensor through DLPack.")
+      .def("numpy", &to_numpy, "A view as a NumPy array; bfloat16 as uint16 bits.")
+      .def("__dlpack__", [](const Tensor& t, const py::kwargs&) { return tensor_to_dlpack(t); })
+      .def("__dlpack_device__", [](const Tensor&) { return py::make_tuple(1, 0); })
+      .def_property_readonly("dtype", [](const Tensor& t) { return name_of(t.dtype); })
+      .def_property_readonly("shape", [](const Tensor& t) { return py::tuple(py::cast(t.shape)); })
+      .def_property_readonly("nbytes", &Tensor::bytes)
+      .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data); })
+      .def("__repr__", [](const Tensor& t) {
+        return "Tensor(shape=" + std::string(py::str(py::tuple(py::cast(t.shape)))) + ", dtype=" + name_of(t.dtype) + ")";
+      });
+}
+
+}  // namespace simplear

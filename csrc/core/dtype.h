@@ -1,0 +1,37 @@
+// Element types. Plain data, safe to include from code compiled for any instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace simplear {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kUInt64, kUInt8 };
+
+constexpr size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return 4;
+    case DType::kBFloat16: return 2;
+    case DType::kFloat16: return 2;
+    case DType::kInt32: return 4;
+    case DType::kInt64: return 8;
+    case DType::kUInt64: return 8;
+    case DType::kUInt8: return 1;
+  }
+  return 0;
+}
+
+constexpr const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "float32";
+    case DType::kBFloat16: return "bfloat16";
+    case DType::kFloat16: return "float16";
+    case DType::kInt32: return "int32";
+    case DType::kInt64: return "int64";
+    case DType::kUInt64: return "uint64";
+    case DType::kUInt8: return "uint8";
+  }
+  return "?";
+}
+
+}  // namespace simplear

@@ -1,0 +1,63 @@
+// The engine thread: plan, run, commit, until there is nothing left to do.
+//
+// Clients submit requests and wait for them from any thread; nothing here touches Python. An exception in a step ends
+// the requests of that step and the engine stays up.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "core/program.h"
+#include "core/scheduler.h"
+#include "core/thread_pool.h"
+
+namespace simplear {
+
+class Engine {
+ public:
+  struct Stats {
+    int64_t num_steps, num_tokens;  // since the start
+    int32_t num_waiting, num_running, num_blocks, num_free_blocks;
+    double busy_seconds;  // spent in steps
+  };
+
+  // `logits` is the program's output buffer, [max_logit_rows, V] float32.
+  Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
+         std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool, Tensor logits);
+  ~Engine();
+
+  void submit(std::shared_ptr<Request> request);
+  void cancel(Request& request);
+
+  // Waits until the request ended or `seconds` have passed; true when it ended.
+  static bool wait(Request& request, double seconds);
+
+  // Between pause() and resume() no step runs: weights may be rewritten in place.
+  void pause();
+  void resume(bool weights_changed);
+
+  Stats stats();
+
+  // Ends all requests and joins the thread; further submits fail.
+  void stop();
+
+ private:
+  void loop();
+
+  std::shared_ptr<StepPlan> plan_;
+  std::shared_ptr<Program> program_;
+  std::shared_ptr<ThreadPool> pool_;
+  Tensor logits_;
+
+  std::mutex mutex_;  // guards the scheduler and the flags
+  std::condition_variable wake_, idle_;
+  Scheduler scheduler_;
+  bool stepping_ = false, stopping_ = false, stopped_ = false;
+  int num_pauses_ = 0;
+  Stats totals_{};
+  std::thread thread_;
+};
+
+}  // namespace simplear

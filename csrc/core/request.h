@@ -1,0 +1,52 @@
+// One image (or one teacher-forced scoring) on its way through the engine.
+//
+// The client writes the first half before submit() and reads the second half after the request ended; in between only
+// the engine thread touches it, except for the atomics and what `mutex` guards.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "core/tensor.h"
+
+namespace simplear {
+
+enum class RequestStatus { kQueued, kRunning, kFinished, kFailed };
+
+struct Request {
+  // --- what is asked for
+  std::vector<int32_t> prompt;    // conditional text ids
+  std::vector<int32_t> negative;  // unconditional text ids; empty: no guidance, one row instead of two
+  int32_t num_image_tokens = 0;
+  float guidance_scale = 1.0f;
+  float temperature = 1.0f;
+  int32_t top_k = 0;  // in 1 .. number of codes
+  float top_p = 1.0f;
+  uint64_t seed = 0;
+  // Scoring instead of drawing: codes to force, and where their conditional logits go ([num_image_tokens, V] float32).
+  std::vector<int32_t> forced_codes;
+  Tensor scores;
+  bool is_scoring() const { return !forced_codes.empty(); }
+
+  // --- what came of it
+  std::vector<int32_t> codes;
+  std::vector<float> log_probs;
+  std::atomic<int32_t> num_done{0};  // image tokens so far
+  std::atomic<bool> cancel_requested{false};
+  int64_t num_steps = 0;  // forward steps that this request took part in
+  std::chrono::steady_clock::time_point submitted, admitted, first_token, ended;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  RequestStatus status = RequestStatus::kQueued;
+  ErrorKind error_kind = ErrorKind::kInternal;
+  std::string error;
+};
+
+}  // namespace simplear

@@ -1,0 +1,257 @@
+#include "core/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace simplear {
+namespace {
+
+template <class T>
+void append(const Tensor& tensor, int32_t index, T value) {
+  tensor.as<T>()[index] = value;
+}
+
+void end(Request& request, RequestStatus status, ErrorKind kind, const std::string& message) {
+  {
+    std::lock_guard lock(request.mutex);
+    request.status = status;
+    request.error_kind = kind;
+    request.error = message;
+    request.ended = std::chrono::steady_clock::now();
+  }
+  request.changed.notify_all();
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerLimits& limits, const StepLimits& step_limits, int32_t num_blocks,
+                     int32_t block_size)
+    : limits_(limits), step_limits_(step_limits), allocator_(num_blocks, block_size) {
+  for (int32_t slot = step_limits.max_pairs; slot-- > 0;) free_slots_.push_back(slot);
+}
+
+void Scheduler::enqueue(std::shared_ptr<Request> request) {
+  const Request& r = *request;
+  const auto invalid = ErrorKind::kInvalidRequest;
+  check(!r.prompt.empty(), invalid, "prompt_ids: expected at least one token, got none");
+  check(r.num_image_tokens > 0, invalid, "image tokens: expected at least 1, got ", r.num_image_tokens);
+  for (const auto* ids : {&r.prompt, &r.negative})
+    for (int32_t id : *ids)
+      check(id >= 0 && id < limits_.visual_offset + limits_.num_codes, invalid, "token id: expected 0..",
+            limits_.visual_offset + limits_.num_codes - 1, ", got ", id);
+  for (int32_t code : r.forced_codes)
+    check(code >= 0 && code < limits_.num_codes, invalid, "code: expected 0..", limits_.num_codes - 1, ", got ", code);
+  check(std::isfinite(r.guidance_scale), invalid, "guidance_scale: expected a finite number, got ", r.guidance_scale);
+  check(std::isfinite(r.temperature) && r.temperature >= 0, invalid, "temperature: expected a number >= 0, got ",
+        r.temperature);
+  check(r.top_k >= 1 && r.top_k <= limits_.num_codes, invalid, "top_k: expected 1..", limits_.num_codes, ", got ",
+        r.top_k);
+  check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
+  int32_t blocks = 0;
+  for (const Sequence& row : rows_of(r)) {
+    const int64_t length = static_cast<int64_t>(r.prompt.size()) + r.num_image_tokens;
+    check(std::max<int64_t>(length, row.num_known) <= limits_.max_positions, invalid, "request of ", length,
+          " tokens: the model knows ", limits_.max_positions, " positions; shorten the prompt or lower the resolution");
+    blocks += blocks_for(row, r);
+  }
+  check(blocks <= allocator_.num_blocks(), ErrorKind::kCapacity, "request needs ", blocks, " KV blocks, the cache has ",
+        allocator_.num_blocks(), ": lower the resolution or raise kv_cache_bytes");
+  check(num_waiting() < limits_.max_queue, ErrorKind::kQueueFull, "the queue is full (", limits_.max_queue,
+        " requests wait): try again later");
+  request->submitted = std::chrono::steady_clock::now();
+  queue_.push_back(std::move(request));
+}
+
+std::vector<Scheduler::Sequence> Scheduler::rows_of(const Request& request) const {
+  std::vector<Sequence> rows(request.negative.empty() || request.is_scoring() ? 1 : 2);
+  rows[0].prompt = request.prompt;
+  if (request.is_scoring())
+    for (size_t i = 0; i + 1 < request.forced_codes.size(); ++i)
+      rows[0].prompt.push_back(request.forced_codes[i] + limits_.visual_offset);
+  if (rows.size() == 2) rows[1].prompt = request.negative;
+  for (Sequence& row : rows) row.num_known = static_cast<int32_t>(row.prompt.size());
+  return rows;
+}
+
+int32_t Scheduler::blocks_for(const Sequence& row, const Request& request) const {
+  // The last image token is never fed back.
+  const int32_t drawn = request.is_scoring() ? 0 : request.num_image_tokens - 1;
+  return (row.num_known + drawn + allocator_.block_size() - 1) / allocator_.block_size();
+}
+
+void Scheduler::drop_cancelled() {
+  const auto message = "the request was cancelled";
+  std::erase_if(queue_, [&](const std::shared_ptr<Request>& request) {
+    if (!request->cancel_requested) return false;
+    end(*request, RequestStatus::kFailed, ErrorKind::kCancelled, message);
+    return true;
+  });
+  std::erase_if(running_, [&](Running& running) {
+    if (!running.request->cancel_requested) return false;
+    finish(running, RequestStatus::kFailed, ErrorKind::kCancelled, message);
+    return true;
+  });
+}
+
+void Scheduler::admit() {
+  while (!queue_.empty() && !free_slots_.empty()) {
+    Running running{queue_.front(), rows_of(*queue_.front())};
+    for (Sequence& row : running.rows) {
+      if (allocator_.reserve(row.prompt, blocks_for(row, *running.request), row.blocks)) continue;
+      // All blocks or none. First come, first served: nobody overtakes.
+      for (const Sequence& other : running.rows) allocator_.release(other.blocks);
+      return;
+    }
+    running.slot = free_slots_.back();
+    free_slots_.pop_back();
+    {
+      std::lock_guard lock(running.request->mutex);
+      running.request->status = RequestStatus::kRunning;
+      running.request->admitted = std::chrono::steady_clock::now();
+    }
+    running_.push_back(std::move(running));
+    queue_.pop_front();
+  }
+}
+
+void Scheduler::skip_filled(Sequence& row) const {
+  const int32_t size = allocator_.block_size();
+  while (row.remaining() > 1 && row.num_computed < static_cast<int32_t>(row.prompt.size()) - 1) {
+    const int32_t filled = allocator_.filled(row.blocks[row.num_computed / size]);
+    if (filled <= row.num_computed % size) return;
+    row.num_computed = std::min(row.num_computed / size * size + filled, row.num_known - 1);
+  }
+}
+
+void Scheduler::append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan) {
+  const int32_t size = allocator_.block_size();
+  const int32_t seq = plan.num_seqs++;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t position = row.num_computed++, n = plan.num_tokens++;
+    const int32_t block = row.blocks[position / size], offset = position % size;
+    const bool is_text = position < static_cast<int32_t>(row.prompt.size());
+    append(plan.token_ids, n, is_text ? row.prompt[position] : -1);
+    append(plan.token_slot, n, running.slot);
+    append(plan.positions, n, position);
+    append(plan.slot_mapping, n, block * size + offset);
+    allocator_.set_filled(block, std::max(allocator_.filled(block), offset + 1));
+  }
+  append(plan.query_start_loc, seq + 1, plan.num_tokens);
+  append(plan.context_lens, seq, row.num_computed);
+  std::copy(row.blocks.begin(), row.blocks.end(),
+            plan.block_table.as<int32_t>() + int64_t{seq} * step_limits_.max_blocks_per_seq);
+}
+
+void Scheduler::schedule(Running& running, StepPlan& plan) {
+  const Request& request = *running.request;
+  const int32_t budget = step_limits_.max_tokens - plan.num_tokens;
+  int32_t wanted = 0;
+  for (Sequence& row : running.rows) {
+    skip_filled(row);
+    wanted += row.remaining();
+  }
+  if (request.is_scoring()) {
+    Sequence& row = running.rows[0];
+    const int32_t first_wanted = static_cast<int32_t>(request.prompt.size()) - 1;
+    int32_t count = std::min(budget, row.remaining());
+    // No more rows of logits than the head's buffer still takes.
+    const int32_t room = step_limits_.max_logit_rows - plan.num_logit_rows;
+    count = std::min(count, std::max(first_wanted - row.num_computed, 0) + room);
+    if (count <= 0) return;
+    const int32_t begin = row.num_computed, first_row = plan.num_tokens;
+    append_rows(running, row, count, plan);
+    running.first_logit_row = plan.num_logit_rows;
+    running.first_score = std::max(begin - first_wanted, 0);
+    for (int32_t i = 0; i < count; ++i)
+      if (begin + i >= first_wanted) append(plan.logit_rows, plan.num_logit_rows++, first_row + i);
+    running.num_scores = plan.num_logit_rows - running.first_logit_row;
+    return;
+  }
+  const int32_t num_rows = static_cast<int32_t>(running.rows.size());
+  const bool samples = wanted <= budget && plan.num_logit_rows + num_rows <= step_limits_.max_logit_rows;
+  if (!samples) {
+    // The last prompt token of both rows waits for the step that samples.
+    for (Sequence& row : running.rows) {
+      const int32_t left = step_limits_.max_tokens - plan.num_tokens;
+      const int32_t count = std::min(left, row.remaining() - 1);
+      if (count > 0) append_rows(running, row, count, plan);
+    }
+    return;
+  }
+  const int32_t pair = plan.num_pairs++;
+  running.sampled_pair = pair;
+  for (int32_t i = 0; i < num_rows; ++i) {
+    append_rows(running, running.rows[i], running.rows[i].remaining(), plan);
+    append(i == 0 ? plan.cond_row : plan.uncond_row, pair, plan.num_logit_rows);
+    append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - 1);
+  }
+  if (num_rows == 1) append(plan.uncond_row, pair, int32_t{-1});
+  append(plan.guidance_scale, pair, request.guidance_scale);
+  append(plan.temperature, pair, request.temperature);
+  append(plan.top_k, pair, request.top_k);
+  append(plan.top_p, pair, request.top_p);
+  append(plan.seed, pair, request.seed);
+  append(plan.position, pair, static_cast<int32_t>(request.codes.size()));
+  append(plan.pair_slot, pair, running.slot);
+}
+
+bool Scheduler::next(StepPlan& plan) {
+  drop_cancelled();
+  admit();
+  plan.num_tokens = plan.num_seqs = plan.num_logit_rows = plan.num_pairs = 0;
+  append(plan.query_start_loc, 0, int32_t{0});
+  for (const bool drawing : {true, false})
+    for (Running& running : running_) {
+      if (drawing != !running.request->codes.empty()) continue;
+      running.sampled_pair = -1;
+      running.num_scores = 0;
+      const int32_t before = plan.num_tokens;
+      if (before < step_limits_.max_tokens) schedule(running, plan);
+      running.request->num_steps += plan.num_tokens > before;
+    }
+  return plan.num_tokens > 0;
+}
+
+void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
+  std::erase_if(running_, [&](Running& running) {
+    Request& request = *running.request;
+    if (running.num_scores > 0) {
+      const size_t width = limits_.num_codes;
+      std::copy_n(logits.data() + running.first_logit_row * width, running.num_scores * width,
+                  request.scores.as<float>() + running.first_score * width);
+      request.num_done = running.first_score + running.num_scores;
+    }
+    if (running.sampled_pair >= 0) {
+      const int32_t code = plan.token.as<int32_t>()[running.sampled_pair];
+      if (code < 0) {
+        finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
+               "the logits of image token " + std::to_string(request.codes.size()) +
+                   " hold NaN or infinity: the weights or the guidance scale are out of range");
+        return true;
+      }
+      if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
+      request.codes.push_back(code);
+      request.log_probs.push_back(plan.log_prob.as<float>()[running.sampled_pair]);
+      for (Sequence& row : running.rows) ++row.num_known;
+      request.num_done = static_cast<int32_t>(request.codes.size());
+    }
+    if (request.num_done < request.num_image_tokens) return false;
+    finish(running, RequestStatus::kFinished, ErrorKind::kInternal, "");
+    return true;
+  });
+}
+
+void Scheduler::finish(Running& running, RequestStatus status, ErrorKind kind, const std::string& message) {
+  for (const Sequence& row : running.rows) allocator_.release(row.blocks);
+  free_slots_.push_back(running.slot);
+  end(*running.request, status, kind, message);
+}
+
+void Scheduler::fail_all(ErrorKind kind, const std::string& message) {
+  for (const auto& request : queue_) end(*request, RequestStatus::kFailed, kind, message);
+  queue_.clear();
+  for (Running& running : running_) finish(running, RequestStatus::kFailed, kind, message);
+  running_.clear();
+}
+
+}  // namespace simplear

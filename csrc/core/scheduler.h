@@ -1,0 +1,93 @@
+// Who takes part in the next step, and with how many tokens.
+//
+// The unit is a guidance pair: two rows (conditional, unconditional) that share every sampled token; guidance 1 and
+// scoring need one row only. A request is admitted in order of arrival, when a slot and all KV blocks that it will ever
+// need are free, and then runs to its end. In a step, images that are being drawn go first with one token a row; the
+// rest of the budget goes to prompts, in chunks.
+//
+// A pair is sampled in the step that computes the last known token of both its rows. Not thread-safe: the engine
+// guards it.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/block_allocator.h"
+#include "core/request.h"
+#include "core/step_plan.h"
+
+namespace simplear {
+
+struct SchedulerLimits {
+  int32_t max_queue = 256;       // requests that wait
+  int32_t max_positions = 0;     // longest sequence that the model knows
+  int32_t num_codes = 0;         // visual vocabulary
+  int32_t visual_offset = 0;     // text id of code 0
+};
+
+class Scheduler {
+ public:
+  Scheduler(const SchedulerLimits& limits, const StepLimits& step_limits, int32_t num_blocks, int32_t block_size);
+
+  // Throws kInvalidRequest, kCapacity (could never run) or kQueueFull.
+  void enqueue(std::shared_ptr<Request> request);
+
+  // Ends cancelled requests, admits waiting ones and fills the plan. False when there is nothing to do.
+  bool next(StepPlan& plan);
+
+  // Takes the step's sampled tokens over; requests that end free their blocks at once.
+  void commit(const StepPlan& plan, std::span<const float> logits);
+
+  // Ends every request with this error.
+  void fail_all(ErrorKind kind, const std::string& message);
+
+  // As above after a step that broke off: blocks marked as filled may not be.
+  void fail_step(const std::string& message) {
+    fail_all(ErrorKind::kInternal, message);
+    forget_prefixes();
+  }
+
+  void forget_prefixes() { allocator_.forget_prefixes(); }
+
+  bool is_idle() const { return queue_.empty() && running_.empty(); }
+  int32_t num_waiting() const { return static_cast<int32_t>(queue_.size()); }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  const BlockAllocator& allocator() const { return allocator_; }
+
+ private:
+  struct Sequence {
+    std::vector<int32_t> prompt;  // text ids; for scoring also the forced codes
+    std::vector<int32_t> blocks;
+    int32_t num_known = 0;     // tokens whose ids are fixed
+    int32_t num_computed = 0;  // tokens whose keys and values are cached
+    int32_t remaining() const { return num_known - num_computed; }
+  };
+  struct Running {
+    std::shared_ptr<Request> request;
+    std::vector<Sequence> rows;  // conditional, then unconditional
+    int32_t slot = 0;
+    // Of the step under way.
+    int32_t sampled_pair = -1;
+    int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
+  };
+
+  std::vector<Sequence> rows_of(const Request& request) const;
+  int32_t blocks_for(const Sequence& row, const Request& request) const;
+  void admit();
+  void drop_cancelled();
+  void skip_filled(Sequence& row) const;
+  void schedule(Running& running, StepPlan& plan);
+  void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
+  void finish(Running& running, RequestStatus status, ErrorKind kind, const std::string& message);
+
+  const SchedulerLimits limits_;
+  const StepLimits step_limits_;
+  BlockAllocator allocator_;
+  std::deque<std::shared_ptr<Request>> queue_;
+  std::vector<Running> running_;  // in order of admission
+  std::vector<int32_t> free_slots_;
+};
+
+}  // namespace simplear

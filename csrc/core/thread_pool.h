@@ -1,0 +1,62 @@
+// A fixed team of threads with a static partition of work and a cheap barrier.
+//
+// Work is split by index alone, never by who is free, so a result cannot depend on timing. Workers spin briefly for the
+// next call (the gap between two ops of a step is microseconds), then park.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace simplear {
+
+class ThreadPool {
+ public:
+  using Function = void (*)(void* context, int thread, int num_threads);
+
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return num_threads_; }
+
+  // Held by whoever runs an op, for the length of that op: run() and scratch() serve one op at a time.
+  std::mutex& op_mutex() { return op_mutex_; }
+
+  // Calls function(context, t, size()) once for each t; the caller is thread 0.
+  void run(Function function, void* context);
+
+  // Private memory of one thread, kept between calls; page-aligned.
+  void* scratch(int thread, size_t bytes);
+
+ private:
+  void work(int thread);
+
+  struct alignas(64) Worker {
+    std::thread thread;
+  };
+  struct alignas(64) Scratch {
+    void* memory = nullptr;
+    size_t bytes = 0;
+  };
+
+  const int num_threads_;
+  std::mutex op_mutex_;
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<int> running_{0};
+  Function function_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<bool> stopping_{false};
+  std::vector<Worker> workers_;
+  std::vector<Scratch> scratch_;
+};
+
+// The physical cores that this process may use, cgroup quota included; at least 1.
+int default_num_threads();
+
+}  // namespace simplear

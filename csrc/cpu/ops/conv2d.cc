@@ -1,0 +1,194 @@
+#include "kernels/conv2d/conv2d.h"
+
+#include "cpu/gemm_tile.h"
+
+namespace simplear::SIMPLEAR_ISA {
+namespace {
+
+constexpr int kMaxTaps = 16;
+constexpr int kBlockTiles = 16;  // tiles whose sums wait in scratch while a part of the weights is resident
+constexpr int64_t kResidentBytes = 640 << 10;  // weights meant to stay in the second-level cache
+
+inline int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+
+// One corner's pixels, numbered b-major, row-major; finds where each tap of a pixel lies.
+template <class T>
+struct Pixels {
+  const Conv2dParams& p;
+  const T* x;
+  const T* zeros;  // C zeros, what the border shows
+  int64_t rows, columns, count;
+  int corner_row, corner_column;
+
+  Pixels(const Conv2dParams& params, const T* zeros, int corner)
+      : p(params), x(static_cast<const T*>(params.x.data)), zeros(zeros), corner_row(corner / 2), corner_column(corner % 2) {
+    const int step = p.corners == 4 ? 2 : 1;
+    rows = p.out_height / step;
+    columns = p.out_width / step;
+    count = p.batch * rows * columns;
+  }
+
+  // Input rows of all taps of `pixel`.
+  void taps(int64_t pixel, const T* (&out)[kMaxTaps]) const {
+    const int64_t column = pixel % columns, row = pixel / columns % rows, image = pixel / columns / rows;
+    const int64_t top = row * p.stride - (p.corners == 4 ? 1 - corner_row : p.pad);
+    const int64_t left = column * p.stride - (p.corners == 4 ? 1 - corner_column : p.pad);
+    int tap = 0;
+    for (int64_t i = top; i < top + p.kernel; ++i)
+      for (int64_t j = left; j < left + p.kernel; ++j) {
+        const bool inside = i >= 0 && i < p.height && j >= 0 && j < p.width;
+        out[tap++] = inside ? x + ((image * p.height + i) * p.width + j) * p.in_channels : zeros;
+      }
+  }
+
+  // Offset of `pixel` in y and in the residual.
+  int64_t output(int64_t pixel) const {
+    if (p.corners == 1) return pixel * p.out_channels;
+    const int64_t column = pixel % columns, row = pixel / columns;  // rows of all images, one below the other
+    return ((2 * row + corner_row) * p.out_width + 2 * column + corner_column) * p.out_channels;
+  }
+};
+
+template <int MR, int NP>
+inline void accumulate_tap(Tile<MR, NP>& tile, const float* const (&rows)[MR], const float* w, int64_t stride, int64_t k) {
+  tile.accumulate(rows, w, stride, k);
+}
+// An odd channel is paired with a zero, never with the neighbour's number.
+template <int MR, int NP>
+inline void accumulate_tap(Tile<MR, NP>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t stride, int64_t k) {
+  tile.accumulate(rows, w, stride, k / 2 * 2);
+  if (k % 2 == 0) return;
+  uint16_t last[MR][2];
+  const uint16_t* last_rows[MR];
+  for (int r = 0; r < MR; ++r) {
+    last[r][0] = rows[r][k - 1];
+    last[r][1] = 0;
+    last_rows[r] = last[r];
+  }
+  tile.accumulate(last_rows, w + (k - 1) * kPanelRows, stride, 2);
+}
+
+// Adds bias and residual to the sums of one pixel and one panel, rounds, and writes the `count` channels that exist.
+template <class Y>
+inline void finish(const Conv2dParams& p, const Vec* sums, int64_t channel, int64_t count, int64_t offset) {
+  Y* y = static_cast<Y*>(p.y.data) + offset + channel;
+  const Y* residual = p.residual.data ? static_cast<const Y*>(p.residual.data) + offset + channel : nullptr;
+  if (count == kPanelRows) {
+    for (int v = 0; v < kVecsPerPanel; ++v) {
+      Vec sum = sums[v] + load(p.bias + channel + v * kLanes);
+      if (residual) sum += load(residual + v * kLanes);
+      store(y + v * kLanes, sum);
+    }
+    return;
+  }
+  float buffer[kPanelRows];
+  for (int v = 0; v < kVecsPerPanel; ++v) store(buffer + v * kLanes, sums[v]);
+  for (int64_t j = 0; j < count; ++j) {
+    float sum = buffer[j] + p.bias[channel + j];
+    if (residual) sum += to_float(residual[j]);
+    store_one(y + j, sum);
+  }
+}
+
+// Taps [first_tap, end_tap) of MR pixels and NP panels. `sums` carries what earlier taps gave, unless this is all of them.
+template <int MR, int NP, class T, class Y>
+void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t panel, int first_tap,
+              int end_tap, float* sums) {
+  const int64_t channels = p.in_channels;
+  const int64_t tap_size = (sizeof(T) == 2 ? even(channels) : channels) * kPanelRows;
+  const int num_taps = p.kernel * p.kernel;
+  const int64_t stride = num_taps * tap_size;
+  const T* tap_rows[MR][kMaxTaps];
+  for (int r = 0; r < MR; ++r) pixels.taps(pixel + r, tap_rows[r]);
+  Tile<MR, NP> tile;
+  if (first_tap == 0) {
+    tile.clear();
+  } else {
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NP * kVecsPerPanel; ++v) tile.acc[r][v] = load(sums + (r * NP * kVecsPerPanel + v) * kLanes);
+  }
+  for (int tap = first_tap; tap < end_tap; ++tap) {
+    const T* rows[MR];
+    for (int r = 0; r < MR; ++r) rows[r] = tap_rows[r][tap];
+    accumulate_tap(tile, rows, weight + panel * stride + tap * tap_size, stride, channels);
+  }
+  if (end_tap < num_taps) {
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NP * kVecsPerPanel; ++v) store(sums + (r * NP * kVecsPerPanel + v) * kLanes, tile.acc[r][v]);
+    return;
+  }
+  for (int r = 0; r < MR; ++r) {
+    const int64_t offset = pixels.output(pixel + r);
+    for (int q = 0; q < NP; ++q) {
+      const int64_t channel = (panel + q) * kPanelRows;
+      const int64_t left = p.out_channels - channel;
+      finish<Y>(p, tile.acc[r] + q * kVecsPerPanel, channel, left < kPanelRows ? left : kPanelRows, offset);
+    }
+  }
+}
+
+// Pixels [pixel, end) and panels [panel, panel_end), one part of the taps after the other.
+template <class T, class Y>
+void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end, int64_t panel,
+               int64_t panel_end, int taps_at_once, float* sums) {
+  const int num_taps = p.kernel * p.kernel;
+  for (int first = 0; first < num_taps; first += taps_at_once) {
+    const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
+    for_each_tile(end - pixel, panel, panel_end, [&]<int MR, int NP>(int64_t row, int64_t tile_panel) {
+      // Every tile finds its sums again: those of one panel group lie before those of the next.
+      float* tile_sums = sums + ((tile_panel - panel) * (end - pixel) + row * NP) * kPanelRows;
+      run_tile<MR, NP, T, Y>(p, pixels, weight, pixel + row, tile_panel, first, last, tile_sums);
+    });
+  }
+}
+
+template <class T, class Y>
+void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
+  const int64_t panels = num_panels(p.out_channels);
+  const int64_t groups = (panels + kMaxTilePanels - 1) / kMaxTilePanels;
+  const int num_taps = p.kernel * p.kernel;
+  const int64_t channels = sizeof(T) == 2 ? even(p.in_channels) : p.in_channels;
+  const int64_t corner_size = panels * num_taps * channels * kPanelRows;
+  const int64_t fitting = kResidentBytes / (channels * kMaxTilePanels * kPanelRows * static_cast<int64_t>(sizeof(T)));
+  const int taps_at_once = fitting < 1 ? 1 : fitting < num_taps ? static_cast<int>(fitting) : num_taps;
+
+  const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kMaxTileRows - 1) / kMaxTileRows;
+  const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
+  const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTilePanels * kPanelRows * sizeof(float);
+  // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
+  parallel_for(pool, p.corners * groups * tiles, [&](int64_t begin, int64_t end, int thread) {
+    char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes));
+    std::memset(scratch, 0, zeros_bytes);
+    float* sums = reinterpret_cast<float*>(scratch + zeros_bytes);
+    while (begin < end) {
+      const int64_t group = begin / tiles, tile = begin % tiles;
+      int64_t count = tiles - tile < end - begin ? tiles - tile : end - begin;
+      if (count > kBlockTiles) count = kBlockTiles;
+      const Pixels<T> pixels(p, reinterpret_cast<const T*>(scratch), static_cast<int>(group / groups));
+      const T* weight = static_cast<const T*>(p.weight.data) + group / groups * corner_size;
+      const int64_t first_pixel = tile * kMaxTileRows, last_pixel = first_pixel + count * kMaxTileRows;
+      const int64_t first_panel = group % groups * kMaxTilePanels, last_panel = first_panel + kMaxTilePanels;
+      run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count, first_panel,
+                      last_panel < panels ? last_panel : panels, taps_at_once, sums);
+      begin += count;
+    }
+  });
+}
+
+void conv2d(const Conv2dParams& p, ThreadPool& pool) {
+  const bool bf16_out = p.y.dtype == DType::kBFloat16;
+  if (p.x.dtype == DType::kBFloat16)
+    bf16_out ? conv2d_as<uint16_t, uint16_t>(p, pool) : conv2d_as<uint16_t, float>(p, pool);
+  else
+    bf16_out ? conv2d_as<float, uint16_t>(p, pool) : conv2d_as<float, float>(p, pool);
+}
+
+}  // namespace
+
+SIMPLEAR_CPU_OP(conv2d, Conv2dParams, kConv2dFields, conv2d);
+
+}  // namespace simplear::SIMPLEAR_ISA

@@ -1,0 +1,158 @@
+#include "kernels/spatial_attention/spatial_attention.h"
+
+#include <math.h>
+
+#include "cpu/gemm_tile.h"
+
+namespace simplear::SIMPLEAR_ISA {
+namespace {
+
+constexpr int64_t kBlockQueries = 4 * kMaxTileRows;
+
+// Sizes of one image's problem and where its pieces lie. T is what is multiplied: float or bfloat16 bits.
+template <class T>
+struct Layout {
+  static constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;  // neighbours in k that lie side by side in a panel
+  int64_t n, channels;
+  int64_t n_k, channels_k;     // as lengths of a sum: even for bfloat16
+  int64_t n_cols, channel_cols;  // as columns: whole panels
+
+  Layout(int64_t n, int64_t channels)
+      : n(n), channels(channels), n_k((n + kPair - 1) / kPair * kPair), channels_k((channels + kPair - 1) / kPair * kPair),
+        n_cols(num_panels(n) * kPanelRows), channel_cols(num_panels(channels) * kPanelRows) {}
+
+  // Elements: keys in panels of 16 positions, values in panels of 16 channels.
+  int64_t key_panel() const { return channels_k * kPanelRows; }
+  int64_t value_panel() const { return n_k * kPanelRows; }
+  int64_t keys_size() const { return num_panels(n) * key_panel(); }
+  int64_t values_size() const { return num_panels(channels) * value_panel(); }
+
+  static size_t aligned(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
+  size_t shared_bytes() const { return aligned(keys_size() * sizeof(T)) + aligned(values_size() * sizeof(T)); }
+  size_t scores_bytes() const { return aligned(kBlockQueries * n_cols * sizeof(float)); }
+  size_t weights_bytes() const { return aligned(kBlockQueries * n_k * sizeof(T)); }
+  size_t query_bytes() const { return aligned(kBlockQueries * channels_k * sizeof(T)); }
+  size_t own_bytes() const { return scores_bytes() + weights_bytes() + query_bytes(); }
+};
+
+// Keys of 16 positions, k = channel.
+template <class T>
+void pack_keys(const Layout<T>& s, const T* qkv, int64_t panel, T* keys) {
+  constexpr int64_t pair = Layout<T>::kPair;
+  T* to = keys + panel * s.key_panel();
+  for (int64_t j = 0; j < kPanelRows; ++j) {
+    const int64_t position = panel * kPanelRows + j;
+    const T* from = qkv + (position * 3 + 1) * s.channels;
+    for (int64_t c = 0; c < s.channels_k; ++c)
+      to[c / pair * kPanelRows * pair + j * pair + c % pair] = position < s.n && c < s.channels ? from[c] : T{};
+  }
+}
+
+// Values of up to `pair` neighbouring positions for all channels, k = position.
+template <class T>
+void pack_values(const Layout<T>& s, const T* qkv, int64_t step, T* values) {
+  constexpr int64_t pair = Layout<T>::kPair;
+  for (int64_t e = 0; e < pair; ++e) {
+    const int64_t position = step * pair + e;
+    const T* from = qkv + (position * 3 + 2) * s.channels;
+    for (int64_t c = 0; c < s.channel_cols; ++c)
+      values[c / kPanelRows * s.value_panel() + step * kPanelRows * pair + c % kPanelRows * pair + e] =
+          position < s.n && c < s.channels ? from[c] : T{};
+  }
+}
+
+// exp(scale * (s - max)) of one row, as factors of the second product; returns their sum.
+template <class T>
+float softmax_row(const Layout<T>& s, float* scores, float scale, T* weights) {
+  for (int64_t j = s.n; j < s.n_cols; ++j) scores[j] = -INFINITY;
+  Vec top = load(scores);
+  for (int64_t j = kLanes; j < s.n_cols; j += kLanes) top = max(top, load(scores + j));
+  const float highest = reduce_max(top);
+  Vec sum{};
+  for (int64_t j = 0; j < s.n_cols; j += kLanes) {
+    const Vec weight = exp((load(scores + j) - highest) * scale);
+    sum += weight;
+    store(scores + j, weight);
+  }
+  for (int64_t j = 0; j < s.n_k; ++j) store_one(weights + j, j < s.n_cols ? scores[j] : 0.0f);
+  return reduce_add(sum);
+}
+
+// Queries [first, first + count) of one image.
+template <class T>
+void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* qkv, const T* keys, const T* values,
+                  int64_t image, int64_t first, int64_t count, char* own) {
+  float* scores = reinterpret_cast<float*>(own);
+  T* weights = reinterpret_cast<T*>(own + s.scores_bytes());
+  T* queries = reinterpret_cast<T*>(own + s.scores_bytes() + s.weights_bytes());
+  for (int64_t i = 0; i < count; ++i) {
+    const T* from = qkv + (first + i) * 3 * s.channels;
+    for (int64_t c = 0; c < s.channels_k; ++c) queries[i * s.channels_k + c] = c < s.channels ? from[c] : T{};
+  }
+  for_each_tile(count, 0, num_panels(s.n), [&]<int MR, int NP>(int64_t row, int64_t panel) {
+    const T* rows[MR];
+    for (int r = 0; r < MR; ++r) rows[r] = queries + (row + r) * s.channels_k;
+    Tile<MR, NP> tile;
+    tile.clear();
+    tile.accumulate(rows, keys + panel * s.key_panel(), s.key_panel(), s.channels_k);
+    for (int r = 0; r < MR; ++r)
+      for (int v = 0; v < NP * kVecsPerPanel; ++v)
+        store(scores + (row + r) * s.n_cols + panel * kPanelRows + v * kLanes, tile.acc[r][v]);
+  });
+  float sums[kBlockQueries];
+  for (int64_t i = 0; i < count; ++i) sums[i] = softmax_row(s, scores + i * s.n_cols, p.scale, weights + i * s.n_k);
+  const T* residual = static_cast<const T*>(p.residual.data);
+  T* y = static_cast<T*>(p.y.data);
+  for_each_tile(count, 0, num_panels(s.channels), [&]<int MR, int NP>(int64_t row, int64_t panel) {
+    const T* rows[MR];
+    for (int r = 0; r < MR; ++r) rows[r] = weights + (row + r) * s.n_k;
+    Tile<MR, NP> tile;
+    tile.clear();
+    tile.accumulate(rows, values + panel * s.value_panel(), s.value_panel(), s.n_k);
+    for (int r = 0; r < MR; ++r) {
+      float result[NP * kPanelRows];
+      for (int v = 0; v < NP * kVecsPerPanel; ++v) store(result + v * kLanes, tile.acc[r][v] / sums[row + r]);
+      const int64_t channel = panel * kPanelRows;
+      const int64_t offset = (image * s.n + first + row + r) * s.channels + channel;
+      for (int64_t c = 0; c < NP * kPanelRows && channel + c < s.channels; ++c)
+        store_one(y + offset + c, to_float(residual[offset + c]) + result[c]);
+    }
+  });
+}
+
+template <class T>
+void spatial_attention_as(const SpatialAttentionParams& p, ThreadPool& pool) {
+  const Layout<T> s(int64_t{p.height} * p.width, p.channels);
+  // One piece for all threads: packed keys and values, then each thread's own.
+  char* shared = static_cast<char*>(pool.scratch(0, s.shared_bytes() + pool.size() * s.own_bytes()));
+  T* keys = reinterpret_cast<T*>(shared);
+  T* values = reinterpret_cast<T*>(shared + s.aligned(s.keys_size() * sizeof(T)));
+  for (int64_t image = 0; image < p.batch; ++image) {
+    const T* qkv = static_cast<const T*>(p.qkv.data) + image * s.n * 3 * s.channels;
+    const int64_t key_panels = num_panels(s.n), value_steps = s.n_k / s.kPair;
+    parallel_for(pool, key_panels, [&](int64_t begin, int64_t end, int) {
+      for (int64_t panel = begin; panel < end; ++panel) pack_keys(s, qkv, panel, keys);
+    });
+    parallel_for(pool, value_steps, [&](int64_t begin, int64_t end, int) {
+      for (int64_t step = begin; step < end; ++step) pack_values(s, qkv, step, values);
+    });
+    parallel_for(pool, (s.n + kBlockQueries - 1) / kBlockQueries, [&](int64_t begin, int64_t end, int thread) {
+      char* own = shared + s.shared_bytes() + thread * s.own_bytes();
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kBlockQueries, left = s.n - first;
+        attend_block(p, s, qkv, keys, values, image, first, left < kBlockQueries ? left : kBlockQueries, own);
+      }
+    });
+  }
+}
+
+void spatial_attention(const SpatialAttentionParams& p, ThreadPool& pool) {
+  if (p.qkv.dtype == DType::kBFloat16) spatial_attention_as<uint16_t>(p, pool);
+  else spatial_attention_as<float>(p, pool);
+}
+
+}  // namespace
+
+SIMPLEAR_CPU_OP(spatial_attention, SpatialAttentionParams, kSpatialAttentionFields, spatial_attention);
+
+}  // namespace simplear::SIMPLEAR_ISA

@@ -1,0 +1,1 @@
+"""Operations, one folder each, installed as simplear_engine.kernels; `op.all_ops()` finds them."""

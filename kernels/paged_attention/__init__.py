@@ -1,0 +1,99 @@
+"""Causal attention over a paged cache; see paged_attention.h."""
+
+import numpy as np
+
+from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, Op, Out
+
+BLOCK_SIZE = 16
+
+
+def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, scale, **_):
+    groups, dim = k_cache.shape[1], k_cache.shape[2]
+    heads = q.shape[1] // dim
+    out = np.empty_like(q)
+    for s, (begin, end) in enumerate(zip(query_start_loc[:-1], query_start_loc[1:], strict=True)):
+        for row in range(begin, end):
+            num_keys = context_lens[s] - (end - row) + 1
+            position = np.arange(num_keys)
+            block, offset = block_table[s, position // BLOCK_SIZE], position % BLOCK_SIZE
+            for h in range(heads):
+                g = h // (heads // groups)
+                keys = k_cache[block, g, :, offset].astype(np.float64)
+                values = v_cache[block, g, offset, :].astype(np.float64)
+                scores = keys @ q[row, h * dim : (h + 1) * dim] * scale
+                weights = np.exp(scores - scores.max())
+                out[row, h * dim : (h + 1) * dim] = weights @ values / weights.sum()
+    return {"out": out}
+
+
+def make_inputs(case, rng):
+    """Sequences of the lengths in LENGTHS; cache entries that nobody may read hold NaN."""
+    a = case.axes
+    contexts, queries = LENGTHS[case.axes["S"]]
+    k_cache = np.full((a["B"], a["G"], a["E"], BLOCK_SIZE), np.nan, np.float32)
+    v_cache = np.full((a["B"], a["G"], BLOCK_SIZE, a["E"]), np.nan, np.float32)
+    blocks = iter(rng.permutation(a["B"]))
+    # Entries of the table that no key needs point nowhere.
+    block_table = np.full((a["S"], a["T"]), 1 << 30, np.int32)
+    for s, length in enumerate(contexts):
+        for i in range(-(-length // BLOCK_SIZE)):
+            block_table[s, i] = next(blocks)
+        position = np.arange(length)
+        block, offset = block_table[s, position // BLOCK_SIZE], position % BLOCK_SIZE
+        k_cache[block, :, :, offset] = rng.standard_normal((length, a["G"], a["E"]))
+        v_cache[block, :, offset, :] = rng.standard_normal((length, a["G"], a["E"]))
+    return {
+        "q": rng.standard_normal((a["N"], a["H"] * a["E"])).astype(np.float32),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "query_start_loc": np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
+        "context_lens": np.array(contexts, np.int32),
+        "block_table": block_table,
+    }
+
+
+# Number of sequences -> (keys of each, queries of each).
+LENGTHS = {1: ([1], [1]), 2: ([37, 17], [1, 1]), 3: ([5, 16, 50], [5, 1, 33]), 4: ([900, 900, 900, 900], [1, 1, 1, 1])}
+
+
+def case(num_seqs, heads, groups, dim, dtype, out):
+    contexts, queries = LENGTHS[num_seqs]
+    table = -(-max(contexts) // BLOCK_SIZE) + 1
+    axes = {"N": sum(queries), "S": num_seqs, "H": heads, "G": groups, "E": dim, "B": num_seqs * table, "T": table}
+    return Case(axes, {"k_cache": dtype, "v_cache": dtype, "out": out}, {"scale": round(dim**-0.5, 6)})
+
+
+OP = Op(
+    name="paged_attention",
+    axes={
+        "N": "num_tokens",
+        "S": "num_seqs",
+        "H": "num_heads",
+        "G": "num_kv_heads",
+        "E": "head_dim",
+        "B": "num_blocks",
+        "T": "max_blocks_per_seq",
+    },
+    args={
+        "q": In("N, H*E", F32),
+        "k_cache": In("B, G, E, 16", FLOAT),
+        "v_cache": In("B, G, 16, E", FLOAT),
+        "query_start_loc": In("S+1", I32),
+        "context_lens": In("S", I32),
+        "block_table": In("S, T", I32),
+        "out": Out("N, H*E", FLOAT),
+    },
+    scalars={"scale": None},
+    reference=reference,
+    make_inputs=make_inputs,
+    test_cases=[
+        case(s, heads, groups, dim, dtype, out)
+        for s in (1, 2, 3)
+        for heads, groups, dim in [(4, 2, 16), (14, 2, 64), (6, 1, 128), (3, 3, 10)]
+        for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16")]
+    ],
+    bench_cases=[case(4, 14, 2, 64, "bfloat16", "bfloat16")],
+    tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["out"] == "bfloat16" else (1e-5, 2e-6),
+    bytes_moved=lambda a, dtypes: 2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * a["E"] * (2 if dtypes["k_cache"] == "bfloat16" else 4),
+    flops=lambda a: 4 * a["N"] * (a["T"] - 1) * 16 * a["H"] * a["E"],
+)

@@ -1,0 +1,76 @@
+"""Rotary embedding and append to the paged cache; see rope_append.h."""
+
+import numpy as np
+
+from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, InOut, Op, Out
+
+BLOCK_SIZE = 16
+
+
+def cos_sin_table(num_positions: int, head_dim: int, theta: float) -> np.ndarray:
+    """float32 [num_positions, head_dim]: cosines of all angles, then sines.
+
+    The angle is a float32 product, as in the published implementation, so that long contexts agree with it.
+    """
+    inverse_frequency = (1.0 / theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    angle = np.arange(num_positions, dtype=np.float32)[:, None] * inverse_frequency
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1, dtype=np.float32)
+
+
+def rotate(x, cos, sin):
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, q=None, **_):
+    num_tokens = len(positions)
+    groups, dim = k_cache.shape[1], k_cache.shape[2]
+    heads = qkv.shape[1] // dim - 2 * groups
+    rows = qkv.reshape(num_tokens, heads + 2 * groups, dim)
+    cos, sin = np.split(cos_sin[positions][:, None, :], 2, axis=-1)
+    k_cache, v_cache = k_cache.copy(), v_cache.copy()
+    block, offset = slot_mapping // BLOCK_SIZE, slot_mapping % BLOCK_SIZE
+    k_cache[block, :, :, offset] = rotate(rows[:, heads : heads + groups], cos, sin)
+    v_cache[block, :, offset, :] = rows[:, heads + groups :]
+    return {"q": rotate(rows[:, :heads], cos, sin).reshape(num_tokens, -1), "k_cache": k_cache, "v_cache": v_cache}
+
+
+def make_inputs(case, rng):
+    a = case.axes
+    cache = (a["B"], a["G"], a["E"], BLOCK_SIZE)
+    return {
+        "qkv": rng.standard_normal((a["N"], (a["H"] + 2 * a["G"]) * a["E"])).astype(np.float32),
+        "cos_sin": cos_sin_table(a["M"], a["E"], 1e4),
+        "positions": rng.integers(0, a["M"], a["N"]).astype(np.int32),
+        "slot_mapping": rng.permutation(a["B"] * BLOCK_SIZE)[: a["N"]].astype(np.int32),
+        "k_cache": rng.standard_normal(cache).astype(np.float32),
+        "v_cache": rng.standard_normal((a["B"], a["G"], BLOCK_SIZE, a["E"])).astype(np.float32),
+    }
+
+
+OP = Op(
+    name="rope_append",
+    axes={"N": "num_tokens", "H": "num_heads", "G": "num_kv_heads", "E": "head_dim", "B": "num_blocks", "M": "num_positions"},
+    args={
+        "qkv": In("N, (H+2*G)*E", F32),
+        "cos_sin": In("M, E", F32),
+        "positions": In("N", I32),
+        "slot_mapping": In("N", I32),
+        "q": Out("N, H*E", F32),
+        "k_cache": InOut("B, G, E, 16", FLOAT),
+        "v_cache": InOut("B, G, 16, E", FLOAT),
+    },
+    reference=reference,
+    make_inputs=make_inputs,
+    test_cases=[
+        Case({"N": n, "H": h, "G": g, "E": e, "B": 5, "M": 97}, {"k_cache": dtype, "v_cache": dtype})
+        for n, h, g, e in [(1, 4, 2, 16), (7, 14, 2, 64), (33, 3, 1, 10)]
+        for dtype in FLOAT
+    ],
+    bench_cases=[
+        Case({"N": 2, "H": 14, "G": 2, "E": 64, "B": 64, "M": 1100}, {"k_cache": "bfloat16", "v_cache": "bfloat16"})
+    ],
+    tolerance=lambda case: (8e-3, 1e-6) if case.dtypes["k_cache"] == "bfloat16" else (1e-6, 1e-6),
+    bytes_moved=lambda a, dtypes: a["N"] * a["E"] * (8 * a["H"] + a["G"] * (12 if dtypes["k_cache"] == "bfloat16" else 16)),
+    flops=lambda a: 6 * a["N"] * a["E"] * (a["H"] + a["G"]),
+)
