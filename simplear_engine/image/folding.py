@@ -166,12 +166,20 @@ class _Folder:
         return affine.then(_Affine(matrix[:, :, None, None], np.zeros(len(matrix))))
 
 
+# [row or column of the corner][tap of its 2x2 kernel] -> taps of the 3x3 kernel that meet the same input.
+_CORNER_TAPS = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
+
+
 def corner_kernels(weight: np.ndarray) -> np.ndarray:
     """[O, I, 3, 3] for the doubled grid -> [4, O, I, 2, 2] for the original one, corner (0,0), (0,1), (1,0), (1,1).
 
     An output in the upper row of its pair sees the row above once and its own row twice; in the lower row, its own
     twice and the one below once. The same for columns.
     """
-    pairs = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float64)  # [corner, tap of 2, tap of 3]
-    corners = np.einsum("pay,qbx,oiyx->pqoiab", pairs, pairs, weight, optimize=True)
-    return corners.reshape(4, *corners.shape[2:])
+    corners = np.empty((4, *weight.shape[:2], 2, 2), weight.dtype)
+    for corner in range(4):
+        row, column = divmod(corner, 2)
+        taps_of_rows, taps_of_columns = _CORNER_TAPS[row], _CORNER_TAPS[column]
+        for a, b in np.ndindex(2, 2):
+            corners[corner, :, :, a, b] = weight[:, :, taps_of_rows[a], taps_of_columns[b]].sum((2, 3))
+    return corners
