@@ -29,12 +29,19 @@ class EngineDouble:
 
     loaded: dict
     asked: dict
+    closed: bool
     error: Exception | None = None
 
     @classmethod
     def from_pretrained(cls, model, **options):
         cls.loaded = {"model": model, **options}
         return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        type(self).closed = True
 
     def generate(self, prompts, *, on_progress, num_images, seed, **options):
         type(self).asked = {"prompts": prompts, "num_images": num_images, "seed": seed, **options}
@@ -102,6 +109,14 @@ def test_every_option_reaches_the_engine(engine):
         "prompts": ["p"], "num_images": 1, "seed": 5, "negative_prompt": "n", "height": 96, "width": 32,
         "guidance_scale": 2.5, "temperature": 0.5, "top_k": 9, "top_p": 0.9,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [None, CapacityError("needs 5 blocks")])
+def test_engine_is_closed_in_the_end(engine, monkeypatch, error):
+    engine.closed = False
+    monkeypatch.setattr(engine, "error", error)
+    cli.main(["generate", "p", "-o", "x.png"])
+    assert engine.closed
 
 
 def test_options_left_out_leave_the_choice_to_the_model(engine):

@@ -51,29 +51,29 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options) -> int:
     path = _output_path(options)
     started = time.perf_counter()
-    engine_class = _import_engine()
-    engine = engine_class.from_pretrained(
+    engine = _import_engine().from_pretrained(
         options.model,
         device=options.device,
         dtype=options.dtype,
         image_tokenizer=options.image_tokenizer,
         threads=options.threads,
     )
-    with _ProgressBar() as bar:
-        images = engine.generate(
-            options.prompts,
-            negative_prompt=options.negative_prompt,
-            height=options.height,
-            width=options.width,
-            num_images=options.num_images,
-            guidance_scale=options.guidance_scale,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            on_progress=bar.update,
-        )
-    told = _save_all(images, path)
+    with engine:
+        with _ProgressBar() as bar:
+            images = engine.generate(
+                options.prompts,
+                negative_prompt=options.negative_prompt,
+                height=options.height,
+                width=options.width,
+                num_images=options.num_images,
+                guidance_scale=options.guidance_scale,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                seed=options.seed,
+                on_progress=bar.update,
+            )
+        told = _save_all(images, path)
     print(f"{told}  {time.perf_counter() - started:.2f} s")
     return 0
 
