@@ -37,12 +37,13 @@ _CODE_OF_NAME = {name: code for code, name in _NAME_OF_CODE.items()}
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """One tensor of a file: `data` is read-only, of `shape`, bfloat16 carried as uint16."""
+    """One tensor of the file `path`: `data` is read-only, of `shape`, bfloat16 carried as uint16."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: np.ndarray
+    path: Path
 
     def to_float32(self) -> np.ndarray:
         """The values as float32; a view of the mapping when they are stored so. TypeError if they are not floating."""
@@ -74,7 +75,7 @@ def read_safetensors(path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         if not array.flags.aligned:
             array = array.copy()
             array.flags.writeable = False
-        tensors[name] = StoredTensor(name, dtype, shape, array)
+        tensors[name] = StoredTensor(name, dtype, shape, array, path)
     return tensors, metadata
 
 

@@ -34,6 +34,14 @@ py::array_t<T> to_array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
+// Joining the engine thread must not hold the GIL: the thread may be letting go of a Python object.
+struct StopWithoutGil {
+  void operator()(Engine* engine) const {
+    py::gil_scoped_release release;
+    delete engine;
+  }
+};
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
@@ -71,13 +79,13 @@ void bind_engine(py::module_& m) {
       .def("wait", &Engine::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
            "True when the request ended within `seconds`.");
 
-  py::class_<Engine>(m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
+  py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
       .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool,
                        Tensor logits, int32_t num_blocks, int32_t block_size, int32_t max_queue, int32_t max_positions,
                        int32_t num_codes, int32_t visual_offset) {
-             return std::make_unique<Engine>(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset}, num_blocks,
-                                             block_size, std::move(plan), std::move(program), std::move(pool),
-                                             std::move(logits));
+             return std::unique_ptr<Engine, StopWithoutGil>(
+                 new Engine(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset}, num_blocks, block_size,
+                            std::move(plan), std::move(program), std::move(pool), std::move(logits)));
            }),
            py::kw_only(), py::arg("plan"), py::arg("program"), py::arg("pool"), py::arg("logits"), py::arg("num_blocks"),
            py::arg("block_size"), py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"),

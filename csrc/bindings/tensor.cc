@@ -63,6 +63,18 @@ void bind_tensor(py::module_& m) {
                   "Borrows a C-contiguous array; dtype=\"bfloat16\" reads uint16 as bfloat16 bits.")
       .def_static("from_dlpack", &tensor_from_dlpack, py::arg("lender"), "Borrows a CPU tensor through DLPack.")
       .def("numpy", &to_numpy, "A view as a NumPy array; bfloat16 as uint16 bits.")
+      .def(
+          "rows",
+          [](const Tensor& t, int64_t begin, int64_t end) {
+            check(!t.shape.empty() && 0 <= begin && begin <= end && end <= t.shape[0], ErrorKind::kInvalidRequest,
+                  "rows: expected 0 <= begin <= end <= ", t.shape.empty() ? 0 : t.shape[0], ", got ", begin, ", ", end);
+            Tensor part = t;
+            const size_t row_bytes = t.shape[0] ? t.bytes() / t.shape[0] : 0;
+            part.data = static_cast<char*>(t.data) + begin * row_bytes;
+            part.shape[0] = end - begin;
+            return part;
+          },
+          py::arg("begin"), py::arg("end"), "A view of rows begin..end-1; keeps the memory alive.")
       .def("__dlpack__", [](const Tensor& t, const py::kwargs&) { return tensor_to_dlpack(t); })
       .def("__dlpack_device__", [](const Tensor&) { return py::make_tuple(1, 0); })
       .def_property_readonly("dtype", [](const Tensor& t) { return name_of(t.dtype); })

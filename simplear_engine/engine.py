@@ -1,0 +1,420 @@
+"""The engine as its users know it: from a checkpoint and a prompt to pictures.
+
+This file turns arguments into requests for the C++ engine, waits for them and wraps what comes back. Scheduling, the
+forward pass and sampling happen in C++ without Python; the network is recorded from forward.py.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.errors import (
+    CapacityError,
+    CheckpointError,
+    InvalidRequestError,
+    QueueFullError,
+    UnsupportedError,
+)
+from simplear_engine.generated_image import GeneratedImage
+from simplear_engine.sampling import Sampling, check_ids, check_sampling
+
+DEFAULT_MAX_PAIRS = 8
+DEFAULT_PREFILL_CHUNK = 256
+DEFAULT_MAX_QUEUE = 256
+MAX_PAIRS = 4096
+# Room for prompts when the KV cache is sized for the checkpoint's default picture.
+PROMPT_ALLOWANCE = 128
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What one picture is asked from: ids for the engine, text for its metadata."""
+
+    ids: list[int]
+    negative_ids: list[int]
+    text: str | None = None
+    negative_text: str | None = None
+
+
+class Engine:
+    """Generates images with one model on one device. Thread-safe: any thread may call any method.
+
+    Make one with `from_pretrained` (a folder, a hub id, or "default") or `from_weights` (live tensors). `close()` it, or
+    use it as a context manager, to end its threads before the process ends.
+    """
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def from_pretrained(
+        cls, model="default", *, device: str = "auto", dtype: str = "auto", image_tokenizer=None,
+        kv_cache_bytes: int | None = None, threads: int | None = None, max_pairs: int | None = None,
+        prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE, revision: str | None = None,
+    ) -> "Engine":  # fmt: skip
+        """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
+
+        device: "auto" or "cpu". dtype: "float32", "bfloat16", or "auto" for what the checkpoint is stored in (bfloat16
+        for float16). image_tokenizer: a folder or file that holds it, where the checkpoint's own `vq/` is not to be
+        used. kv_cache_bytes: memory for keys and values; by default enough for `max_pairs` pictures of the checkpoint's
+        default size, at most a quarter of the machine's memory. threads: worker threads (default: physical cores).
+        max_pairs: pictures in flight at once (default 8); more wait in a queue of `max_queue`. prefill_chunk: prompt
+        tokens a step. Raises CheckpointError, UnsupportedError, CapacityError or InvalidRequestError.
+        """
+        from simplear_engine import _C
+        from simplear_engine.backend import CpuBackend
+        from simplear_engine.checkpoint import load_checkpoint, resolve
+
+        _check_device(device)
+        checkpoint = load_checkpoint(resolve(model, revision))
+        dtype = _check_dtype(dtype, checkpoint.stored_dtype)
+        backend = CpuBackend(threads)
+        tensors = {}
+        for name, stored in checkpoint.tensors.items():
+            tensors[name] = _C.Tensor.from_numpy(stored.data, stored.dtype)
+            if not _C.all_finite(tensors[name], backend.pool):
+                raise CheckpointError(f"{stored.path}: {name} holds NaN or infinity")
+        source = checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer)
+        return cls(
+            checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
+            name=str(model), image_tokenizer=_open_image_tokenizer(source, dtype, checkpoint, backend),
+            kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
+        )  # fmt: skip
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: Mapping[str, object], *, defaults: GenerationDefaults | None = None,
+        text=None, device: str = "auto", dtype: str = "auto", image_tokenizer=None, kv_cache_bytes: int | None = None,
+        threads: int | None = None, max_pairs: int | None = None, prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
+        max_queue: int = DEFAULT_MAX_QUEUE,
+    ) -> "Engine":  # fmt: skip
+        """An engine on tensors that somebody else owns and may change: {canonical name: CPU tensor with DLPack}.
+
+        Names and shapes are those of `weights.weight_specs(config)`. The tensors are borrowed, not copied; after
+        changing them in place call `weights_changed()`. `text` (a TextTokenizer) is needed for `generate`,
+        `image_tokenizer` (a CosmosTokenizer) for pixels; without them `generate_from_ids` gives codes.
+        """
+        from simplear_engine import _C
+        from simplear_engine.backend import CpuBackend
+        from simplear_engine.weights import weight_specs
+
+        _check_device(device)
+        tensors, faults = {}, []
+        for name, spec in weight_specs(config).items():
+            if name not in weights:
+                faults.append(f"{name}: missing, expected {list(spec.shape)}")
+                continue
+            tensors[name] = _C.Tensor.from_dlpack(weights[name])
+            if tensors[name].shape != spec.shape:
+                faults.append(f"{name}: expected shape {list(spec.shape)}, found {list(tensors[name].shape)}")
+        if faults:
+            raise InvalidRequestError("weights do not fit the configuration:\n  " + "\n  ".join(faults))
+        dtype = _check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
+        return cls(
+            config, tensors, dtype, CpuBackend(threads), defaults=defaults or GenerationDefaults(), text=text,
+            name="weights", image_tokenizer=image_tokenizer, kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
+            prefill_chunk=prefill_chunk, max_queue=max_queue,
+        )  # fmt: skip
+
+    def __init__(
+        self, model, tensors, dtype, backend, *, defaults, text, name, image_tokenizer, kv_cache_bytes, max_pairs,
+        prefill_chunk, max_queue,
+    ):  # fmt: skip
+        from simplear_engine import _C
+        from simplear_engine.forward import Activations, cache_block_bytes, forward, make_cache
+        from simplear_engine.kernels.rope_append import BLOCK_SIZE
+        from simplear_engine.model_weights import ModelWeights
+        from simplear_engine.pixel_decoder import PixelDecoder
+
+        self.model, self.defaults, self.dtype, self.device, self.name = model, defaults, dtype, "cpu", name
+        self.weights_version = 0
+        self._text, self._backend, self._pid = text, backend, os.getpid()
+        self._compression = image_tokenizer.compression if image_tokenizer else defaults.compression
+        max_pairs = _positive("max_pairs", DEFAULT_MAX_PAIRS if max_pairs is None else max_pairs, MAX_PAIRS)
+        # A step always has room for one token of every picture in flight.
+        max_tokens = max(_positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
+        num_blocks = _num_blocks(
+            model, defaults, cache_block_bytes(model, dtype), BLOCK_SIZE, self._compression, max_pairs, kv_cache_bytes
+        )
+        longest = -(-model.max_position_embeddings // BLOCK_SIZE)
+        plan = _C.StepPlan(
+            max_tokens=max_tokens,
+            max_pairs=max_pairs,
+            max_logit_rows=max(2 * max_pairs, 32),
+            max_blocks_per_seq=min(longest, num_blocks),
+        )
+        self._weights = ModelWeights(model, tensors, dtype, backend.pool)
+        self._cache = make_cache(model, num_blocks, dtype)
+        self._activations = Activations(model, plan, dtype)
+        self._program = _C.Program()
+        forward(backend.recorder(self._program), self._weights, plan, self._cache, self._activations)
+        self._pixels = PixelDecoder(image_tokenizer) if image_tokenizer else None
+        self._core = _C.Engine(
+            plan=plan, program=self._program, pool=backend.pool, logits=self._activations.logits.storage,
+            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=_positive("max_queue", max_queue, 1 << 20),
+            max_positions=model.max_position_embeddings, num_codes=model.num_codes, visual_offset=model.visual_offset,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ using it
+
+    def generate(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | None = None, height: int | None = None,
+        width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[GeneratedImage]:  # fmt: skip
+        """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
+
+        None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
+        switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
+        on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
+        call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
+        NumericalError.
+        """
+        if self._text is None:
+            raise InvalidRequestError("this engine has no text tokenizer: use generate_from_ids")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, (list, tuple)) or not prompts:
+            raise InvalidRequestError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
+        sampling = self._check(
+            height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed,
+        )  # fmt: skip
+        negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
+        negative_ids = self._text.encode_negative(negative_text, self.defaults)
+        wanted = [
+            _Prompt(self._text.encode_prompt(text, self.defaults), negative_ids, text, negative_text) for text in prompts
+        ]
+        return self._draw(wanted, sampling, on_progress)
+
+    def generate_from_ids(
+        self, prompt_ids: Sequence[int], negative_ids: Sequence[int] | None = None, *, height: int | None = None,
+        width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[GeneratedImage]:  # fmt: skip
+        """As `generate`, from the ids of a whole conditional prompt (begin and end tokens included) and of the
+        unconditional one; the latter may be None where guidance_scale is 1."""
+        sampling = self._check(
+            height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed,
+        )  # fmt: skip
+        negative = [] if negative_ids is None else check_ids("negative_ids", negative_ids, self.model)
+        if not negative and sampling.guidance_scale != 1:
+            raise InvalidRequestError(
+                f"negative_ids: expected at least one token where guidance_scale is {sampling.guidance_scale:g}"
+            )
+        return self._draw([_Prompt(check_ids("prompt_ids", prompt_ids, self.model), negative)], sampling, on_progress)
+
+    def score_from_ids(self, prompt_ids: Sequence[int], tokens) -> np.ndarray:
+        """float32 [h*w, codes]: conditional logits over the visual codes at every image position, teacher-forced.
+
+        tokens: int codes, [h, w] or flat. Row i is the prediction of tokens[i] from the prompt and tokens[:i]: no
+        guidance, no temperature.
+        """
+        from simplear_engine import _C
+
+        tokens = np.asarray(tokens)
+        if tokens.dtype.kind not in "iu" or tokens.size == 0:
+            raise InvalidRequestError(f"tokens: expected integer codes, got {tokens.dtype} {list(tokens.shape)}")
+        scores = np.empty((tokens.size, self.model.num_codes), np.float32)
+        request = _C.Request()
+        request.prompt = check_ids("prompt_ids", prompt_ids, self.model)
+        request.forced_codes = [int(code) for code in tokens.reshape(-1)]
+        request.num_image_tokens = tokens.size
+        request.top_k = self.model.num_codes
+        request.scores = _C.Tensor.from_numpy(scores)
+        self._check_process()
+        self._core.submit(request)
+        self._wait([request], tokens.size, None)
+        return scores
+
+    def weights_changed(self) -> None:
+        """Says that the borrowed weights were changed in place: packed copies and cached prompts are derived anew.
+
+        Waits for the step under way; pictures in flight go on with the new weights.
+        """
+        self._core.pause()
+        try:
+            self._weights.refresh()
+            self.weights_version += 1
+        finally:
+            self._core.resume(True)
+
+    def stats(self) -> dict:
+        """Counters since the start (num_steps, num_tokens, busy_seconds) and what is going on now (num_running,
+        num_waiting, num_blocks, num_free_blocks)."""
+        return self._core.stats()
+
+    def close(self) -> None:
+        """Ends the engine's threads; requests in flight end with CancelledError. May be called twice."""
+        core = getattr(self, "_core", None)
+        if core is not None and os.getpid() == self._pid:
+            core.stop()
+            if self._pixels is not None:
+                self._pixels.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.name!r}, device={self.device!r}, dtype={self.dtype!r}, isa={self._backend.isa!r})"
+
+    # ------------------------------------------------------------------ inside
+
+    def _check(self, **parameters) -> Sampling:
+        return check_sampling(self.defaults, self.model, self._compression, **parameters)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise UnsupportedError(
+                "this engine was made in another process: threads do not survive fork(), so make the engine in the "
+                'child, or start children with multiprocessing\'s "spawn"'
+            )
+
+    def _draw(self, prompts: list[_Prompt], sampling: Sampling, on_progress) -> list[GeneratedImage]:
+        self._check_process()
+        wanted = [(prompt, sampling.seed + i) for prompt in prompts for i in range(sampling.num_images)]
+        requests = [self._request(prompt, seed, sampling) for prompt, seed in wanted]
+        images: list[GeneratedImage | None] = [None] * len(requests)
+
+        def collect(index: int) -> None:
+            images[index] = self._image(requests[index], *wanted[index], sampling)
+
+        self._run(requests, sampling.grid[0] * sampling.grid[1] * len(requests), on_progress, collect)
+        return images
+
+    def _request(self, prompt: _Prompt, seed: int, sampling: Sampling):
+        from simplear_engine import _C
+
+        request = _C.Request()
+        request.prompt = prompt.ids
+        request.negative = prompt.negative_ids if sampling.guidance_scale != 1 else []
+        request.num_image_tokens = sampling.grid[0] * sampling.grid[1]
+        request.guidance_scale = sampling.guidance_scale
+        request.temperature = sampling.temperature
+        request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
+        request.top_p = sampling.top_p
+        request.seed = seed
+        return request
+
+    def _run(self, requests: list, total: int, on_progress, collect: Callable[[int], None]) -> None:
+        """Submits the requests as the queue has room, waits for all of them, collects each in order."""
+        waiting, done = deque(enumerate(requests)), deque()
+        try:
+            while waiting or done:
+                while waiting:
+                    try:
+                        self._core.submit(waiting[0][1])
+                    except QueueFullError:
+                        # Somebody else may have filled it; ours are then the ones to refuse.
+                        if not done:
+                            raise
+                        break
+                    done.append(waiting.popleft())
+                index, request = done[0]
+                self._wait([request], total, on_progress, requests)
+                collect(index)
+                done.popleft()
+        except BaseException:
+            for _, request in done:
+                self._core.cancel(request)
+            for _, request in done:
+                request.wait(60.0)
+            raise
+
+    def _wait(self, requests: list, total: int, on_progress, all_requests: list | None = None) -> None:
+        """Until each ended; its error is raised here."""
+        for request in requests:
+            ended = False
+            while not ended:
+                ended = request.wait(_POLL_SECONDS)
+                if on_progress is not None:
+                    on_progress(sum(r.num_done for r in all_requests or requests), total)
+            request.raise_if_failed()
+
+    def _image(self, request, prompt: _Prompt, seed: int, sampling: Sampling) -> GeneratedImage:
+        tokens = request.codes.reshape(sampling.grid)
+        timings = dict(request.timings)
+        if self._pixels is not None:
+            pixels = self._pixels.start(tokens, timings).result
+        else:
+            pixels = self._no_pixels
+        return GeneratedImage(
+            tokens=tokens, log_probs=request.log_probs.reshape(sampling.grid), seed=seed, prompt=prompt.text,
+            negative_prompt=prompt.negative_text if sampling.guidance_scale != 1 else None,
+            guidance_scale=sampling.guidance_scale, temperature=sampling.temperature, top_k=sampling.top_k,
+            top_p=sampling.top_p, height=sampling.height, width=sampling.width, model=self.name, timings=timings,
+            num_steps=request.num_steps, _pixels=pixels,
+        )  # fmt: skip
+
+    def _no_pixels(self):
+        raise UnsupportedError(
+            "this checkpoint has no image tokenizer (no folder vq/): pass image_tokenizer= a folder with decoder.jit or a "
+            ".safetensors file; the codes are in .tokens"
+        )
+
+
+def _check_device(device: str) -> None:
+    if device in ("auto", "cpu"):
+        return
+    from simplear_engine import _C
+
+    if device == "cuda" or str(device).startswith("cuda:"):
+        found = "was built with CUDA kernels but has no GPU backend yet" if _C.cuda_built() else "was built without CUDA"
+        raise UnsupportedError(f'device={device!r}: this installation {found}; use device="cpu"')
+    raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
+
+
+def _check_dtype(dtype: str, stored: str) -> str:
+    from simplear_engine.backend import DTYPES
+
+    if dtype == "auto":
+        return "float32" if stored == "float32" else "bfloat16"
+    if dtype not in DTYPES:
+        raise InvalidRequestError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
+def _positive(name: str, value, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        raise InvalidRequestError(f"{name}: expected an integer in 1..{high}, got {value!r}")
+    return value
+
+
+def _open_image_tokenizer(path: Path | None, dtype: str, checkpoint, backend):
+    if path is None:
+        return None
+    from simplear_engine.image import CosmosTokenizer
+
+    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype)
+    if tokenizer.num_codes != checkpoint.model.num_codes:
+        raise CheckpointError(
+            f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model {checkpoint.model.num_codes}"
+        )
+    return tokenizer
+
+
+def _num_blocks(
+    model: ModelConfig, defaults: GenerationDefaults, block_bytes: int, block_size: int, compression: int,
+    max_pairs: int, kv_cache_bytes: int | None,
+) -> int:  # fmt: skip
+    """How many KV blocks to reserve. Memory that no request touches is never taken from the system."""
+    if kv_cache_bytes is not None:
+        if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
+            raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
+        if kv_cache_bytes < 2 * block_bytes:
+            raise CapacityError(f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}")
+        return min(kv_cache_bytes // block_bytes, (1 << 31) // block_size - 1)
+    image_tokens = (defaults.height // compression) * (defaults.width // compression)
+    row = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(min(2 * row * max_pairs, machine // 4 // block_bytes), 2 * row)

@@ -1,0 +1,113 @@
+"""The transformer, written once, as calls on a table of ops.
+
+`forward` is run once per engine with a recording table (backend.Recorder); the C++ engine replays the recording for
+every step without Python. With a table of the NumPy references it computes the same thing at once, which is how tests
+check the recording. The network is Qwen2's: RMSNorm, grouped-query attention with rotary positions, SwiGLU; its head is
+cut down to the visual codes, because nothing else is ever sampled after `<|soi|>`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from simplear_engine import _C
+from simplear_engine.backend import Rows
+from simplear_engine.config import ModelConfig
+from simplear_engine.kernels.rope_append import BLOCK_SIZE, cos_sin_table
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one layer: [num_blocks, num_kv_heads, head_dim, 16] and [num_blocks, num_kv_heads, 16, head_dim]."""
+
+    k: _C.Tensor
+    v: _C.Tensor
+
+
+def make_cache(config: ModelConfig, num_blocks: int, dtype: str) -> list[LayerCache]:
+    heads, dim = config.num_kv_heads, config.head_dim
+    return [
+        LayerCache(
+            k=_C.Tensor.zeros([num_blocks, heads, dim, BLOCK_SIZE], dtype),
+            v=_C.Tensor.zeros([num_blocks, heads, BLOCK_SIZE, dim], dtype),
+        )
+        for _ in range(config.num_layers)
+    ]
+
+
+def cache_block_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes that one block of 16 tokens takes over all layers."""
+    element = 2 if dtype == "bfloat16" else 4
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * BLOCK_SIZE * element
+
+
+class Activations:
+    """What the ops of a step hand to each other; sized for the largest step. `dtype` is that of the weights."""
+
+    def __init__(self, config: ModelConfig, plan: _C.StepPlan, dtype: str):
+        max_tokens, max_logit_rows, max_pairs = plan.token_ids.shape[0], plan.logit_rows.shape[0], plan.token.shape[0]
+        query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+        def per_token(width: int, dtype: str = "float32") -> Rows:
+            return Rows(_C.Tensor.zeros([max_tokens, width], dtype), "num_tokens")
+
+        self.hidden = per_token(config.hidden_size)
+        self.normed = per_token(config.hidden_size, dtype)
+        self.qkv = per_token(query + 2 * kv)
+        self.q = per_token(query)
+        self.attended = per_token(query, dtype)
+        self.gate_up = per_token(2 * config.intermediate_size)
+        self.gated = per_token(config.intermediate_size, dtype)
+        self.last = Rows(_C.Tensor.zeros([max_logit_rows, config.hidden_size], dtype), "num_logit_rows")
+        self.logits = Rows(_C.Tensor.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
+        self.guided = Rows(_C.Tensor.zeros([max_pairs, config.num_codes], "float32"), "num_pairs")
+        positions = config.max_position_embeddings
+        self.cos_sin = _C.Tensor.from_numpy(cos_sin_table(positions, config.head_dim, config.rope_theta))
+
+
+def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], a: Activations) -> None:
+    """One step: every query row of the plan through the network, every sampled pair to its next code.
+
+    ops: table of ops. weights: see model_weights.ModelWeights. plan, cache, a: buffers at fixed addresses.
+    """
+    config = weights.config
+
+    def tokens(tensor):
+        return Rows(tensor, "num_tokens")
+
+    def seqs(tensor):
+        return Rows(tensor, "num_seqs")
+
+    def pairs(tensor):
+        return Rows(tensor, "num_pairs")
+
+    eps = config.rms_norm_eps
+    ops.embed(
+        token_ids=tokens(plan.token_ids), slot=tokens(plan.token_slot), last_code=plan.last_code,
+        table=weights.embedding, hidden=a.hidden, visual_offset=config.visual_offset,
+    )  # fmt: skip
+    for layer, kv in zip(weights.layers, cache, strict=True):
+        ops.rms_norm(x=a.hidden, weight=layer.input_norm, y=a.normed, eps=eps)
+        ops.linear(x=a.normed, weight=layer.qkv, bias=layer.qkv_bias, y=a.qkv)
+        ops.rope_append(
+            qkv=a.qkv, cos_sin=a.cos_sin, positions=tokens(plan.positions), slot_mapping=tokens(plan.slot_mapping),
+            q=a.q, k_cache=kv.k, v_cache=kv.v,
+        )  # fmt: skip
+        ops.paged_attention(
+            q=a.q, k_cache=kv.k, v_cache=kv.v, query_start_loc=plan.query_start_loc,
+            context_lens=seqs(plan.context_lens), block_table=seqs(plan.block_table), out=a.attended,
+            scale=config.head_dim**-0.5,
+        )  # fmt: skip
+        ops.linear(x=a.attended, weight=layer.o, y=a.hidden, accumulate=1)
+        ops.rms_norm(x=a.hidden, weight=layer.post_norm, y=a.normed, eps=eps)
+        ops.linear(x=a.normed, weight=layer.gate_up, y=a.gate_up)
+        ops.silu_mul(gate_up=a.gate_up, y=a.gated)
+        ops.linear(x=a.gated, weight=layer.down, y=a.hidden, accumulate=1)
+    logit_rows = Rows(plan.logit_rows, "num_logit_rows")
+    ops.rms_norm(x=a.hidden, rows=logit_rows, weight=weights.norm, y=a.last, eps=eps)
+    ops.linear(x=a.last, weight=weights.head, y=a.logits)
+    ops.cfg_sample(
+        logits=a.logits, cond_row=pairs(plan.cond_row), uncond_row=pairs(plan.uncond_row),
+        guidance_scale=pairs(plan.guidance_scale), temperature=pairs(plan.temperature), top_k=pairs(plan.top_k),
+        top_p=pairs(plan.top_p), seed=pairs(plan.seed), position=pairs(plan.position), slot=pairs(plan.pair_slot),
+        guided=a.guided, token=pairs(plan.token), log_prob=pairs(plan.log_prob), last_code=plan.last_code,
+    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""What a request returns: codes and log-probabilities at once, pixels when somebody looks."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(eq=False)
+class GeneratedImage:
+    """One image.
+
+    tokens: int32 [h, w] code indices, row by row from the top left. log_probs: float32 [h, w], natural log of each
+    code's probability under the distribution that it was drawn from (guided, tempered, filtered; 0 when greedy).
+    timings: seconds spent waiting ("queue"), on the prompt ("prefill"), on the codes ("decode"), and, once they were
+    made, on the pixels ("pixels").
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    seed: int
+    prompt: str | None
+    negative_prompt: str | None
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float
+    height: int
+    width: int
+    model: str
+    timings: dict[str, float]
+    num_steps: int
+    _pixels: Callable[[], np.ndarray] = field(repr=False)
+    _pil: Any = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """float32 [3, H, W], nominally in [-1, 1], not clamped. UnsupportedError when the checkpoint has no decoder."""
+        return self._pixels()
+
+    @property
+    def pil(self):
+        """The picture as a PIL image."""
+        with self._lock:
+            if self._pil is None:
+                from PIL import Image
+
+                self._pil = Image.fromarray(to_uint8(self.pixels))
+            return self._pil
+
+    def save(self, path) -> None:
+        """Writes a PNG that says how it was made; see simplear_engine.png."""
+        from simplear_engine.png import metadata_for, save_png
+
+        save_png(self.pil, path, metadata_for(self))
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """float32 [3, H, W] in [-1, 1] -> uint8 [H, W, 3], clamped, rounded half up, computed in float32."""
+    scaled = np.clip((pixels + np.float32(1)) / np.float32(2), 0, 1) * np.float32(255) + np.float32(0.5)
+    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))

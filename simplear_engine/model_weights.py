@@ -1,0 +1,90 @@
+"""The network's weights as the CPU kernels want them: small ones borrowed, matrices packed.
+
+Everything is derived from borrowed tensors (a mapped file, live parameters of a trainer) and can be derived again in
+place when those have changed, so that a recorded program keeps its pointers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simplear_engine import _C
+from simplear_engine.config import ModelConfig
+from simplear_engine.kernels.linear import PackedWeight, pack
+from simplear_engine.weights import LM_HEAD
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Layer:
+    input_norm: _C.Tensor  # [D]
+    qkv: PackedWeight  # [(H + 2 G) E, D] queries, keys, values
+    qkv_bias: _C.Tensor  # [(H + 2 G) E] float32
+    o: PackedWeight  # [D, H E]
+    post_norm: _C.Tensor  # [D]
+    gate_up: PackedWeight  # [2 I, D] gate, then up
+    down: PackedWeight  # [D, I]
+
+
+class ModelWeights:
+    """Weights of `config` ready for the ops, computed in `dtype` ("float32" or "bfloat16").
+
+    tensors: canonical name (weights.weight_specs) -> `_C.Tensor` of any float type; borrowed for the life of this object.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, _C.Tensor], dtype: str, pool: _C.ThreadPool):
+        self.config, self.dtype = config, dtype
+        self._tensors, self._pool = dict(tensors), pool
+        self._refreshers = []
+        self.embedding = self._vector(EMBEDDING)
+        self.layers = [self._layer(f"model.layers.{i}.") for i in range(config.num_layers)]
+        self.norm = self._vector("model.norm.weight")
+        head = self._tensors[EMBEDDING if config.tie_word_embeddings else LM_HEAD]
+        self.head = self._packed([head.rows(config.visual_offset, config.vocab_size)])
+
+    def refresh(self) -> None:
+        """Derives every copy anew, in place, from the borrowed tensors. No step may run meanwhile."""
+        for refresh in self._refreshers:
+            refresh()
+
+    def _layer(self, prefix: str) -> Layer:
+        def named(*suffixes):
+            return [self._tensors[prefix + suffix] for suffix in suffixes]
+
+        return Layer(
+            input_norm=self._vector(prefix + "input_layernorm.weight"),
+            qkv=self._packed(named(*(f"self_attn.{x}_proj.weight" for x in "qkv"))),
+            qkv_bias=self._concatenated(named(*(f"self_attn.{x}_proj.bias" for x in "qkv"))),
+            o=self._packed(named("self_attn.o_proj.weight")),
+            post_norm=self._vector(prefix + "post_attention_layernorm.weight"),
+            gate_up=self._packed(named("mlp.gate_proj.weight", "mlp.up_proj.weight")),
+            down=self._packed(named("mlp.down_proj.weight")),
+        )
+
+    def _vector(self, name: str) -> _C.Tensor:
+        """The tensor itself where kernels read its type, else a float32 copy."""
+        tensor = self._tensors[name]
+        return tensor if tensor.dtype in ("float32", "bfloat16") else self._converted(tensor)
+
+    def _converted(self, tensor: _C.Tensor) -> _C.Tensor:
+        copy = _C.Tensor.zeros(tensor.shape, "float32")
+        self._derive(lambda: _C.convert(tensor, copy, self._pool))
+        return copy
+
+    def _concatenated(self, vectors: list[_C.Tensor]) -> _C.Tensor:
+        whole = _C.Tensor.zeros([sum(vector.shape[0] for vector in vectors)], "float32")
+        begin = 0
+        for vector in vectors:
+            part = whole.rows(begin, begin + vector.shape[0])
+            self._derive(lambda vector=vector, part=part: _C.convert(vector, part, self._pool))
+            begin += vector.shape[0]
+        return whole
+
+    def _packed(self, parts: list[_C.Tensor]) -> PackedWeight:
+        packed = pack(parts, self.dtype, self._pool)
+        self._refreshers.append(lambda: _C.pack_panels(parts, packed.storage, self._pool))
+        return packed
+
+    def _derive(self, derive) -> None:
+        derive()
+        self._refreshers.append(derive)

@@ -1,0 +1,28 @@
+"""Codes to pixels on a worker of its own, while the engine thread draws other images."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+
+class PixelDecoder:
+    """Owns one worker thread; `image_tokenizer` has decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
+
+    def __init__(self, image_tokenizer):
+        self._tokenizer = image_tokenizer
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simplear-pixels")
+
+    def start(self, tokens: np.ndarray, timings: dict[str, float]) -> Future:
+        """Begins decoding int32 [h, w]; the future yields float32 [3, H, W] and the seconds go to timings["pixels"]."""
+
+        def decode() -> np.ndarray:
+            started = time.perf_counter()
+            pixels = self._tokenizer.decode(tokens[None])[0]
+            timings["pixels"] = time.perf_counter() - started
+            return pixels
+
+        return self._worker.submit(decode)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,98 @@
+"""A request's parameters, checked, with the checkpoint's defaults filled in.
+
+Every fault is an InvalidRequestError that names the parameter, what was expected and what came.
+"""
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.errors import InvalidRequestError
+
+MAX_SEED = 2**64 - 1
+MAX_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """height, width in pixels; grid in codes; top_k None: off; seed: of the first image."""
+
+    height: int
+    width: int
+    grid: tuple[int, int]
+    num_images: int
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
+
+
+def check_sampling(
+    defaults: GenerationDefaults, model: ModelConfig, compression: int, *, height, width, num_images, guidance_scale,
+    temperature, top_k, top_p, seed,
+) -> Sampling:  # fmt: skip
+    """The parameters of a call to `Engine.generate`; None stands for the checkpoint's default (seed: a random one)."""
+    height = _size("height", defaults.height if height is None else height, compression)
+    width = _size("width", defaults.width if width is None else width, compression)
+    num_images = _integer("num_images", num_images, 1, MAX_IMAGES)
+    seed = secrets.randbits(63) if seed is None else _integer("seed", seed, 0, MAX_SEED)
+    if seed + num_images - 1 > MAX_SEED:
+        raise InvalidRequestError(f"seed: expected at most {MAX_SEED - num_images + 1} for {num_images} images, got {seed}")
+    top_k = defaults.top_k if top_k is None else top_k
+    if top_k is not None:
+        top_k = _integer("top_k", top_k, 1, model.num_codes)
+    top_p = _number("top_p", top_p, 0, 1)
+    if top_p == 0:
+        raise InvalidRequestError("top_p: expected a number in (0, 1], got 0")
+    return Sampling(
+        height=height,
+        width=width,
+        grid=(height // compression, width // compression),
+        num_images=num_images,
+        guidance_scale=_number(
+            "guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale, 0, 1e6
+        ),
+        temperature=_number("temperature", temperature, 0, 1e6),
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+def check_ids(name: str, ids, model: ModelConfig) -> list[int]:
+    """Token ids as a list of int: any sequence or NumPy array of integers, each below the vocabulary's size."""
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
+        raise InvalidRequestError(f"{name}: expected a sequence of token ids, got {type(ids).__name__}")
+    return [_integer(name, i, 0, model.vocab_size - 1) for i in ids]
+
+
+def _size(name: str, value, compression: int) -> int:
+    value = _integer(name, value, 1, 1 << 16)
+    if value % compression:
+        low = max(compression, value // compression * compression)
+        high = low + compression
+        raise InvalidRequestError(f"{name}: expected a multiple of {compression}, got {value}; try {low} or {high}")
+    return value
+
+
+def _integer(name: str, value, low: int, high: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value!r}")
+    value = value.__index__()
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value}")
+    return value
+
+
+def _number(name: str, value, low: float, high: float) -> float:
+    if isinstance(value, (bool, str)):
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}") from None
+    if not (math.isfinite(number) and low <= number <= high):
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+    return number
