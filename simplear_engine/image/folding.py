@@ -1,10 +1,11 @@
-"""From the tensors of a file to the layers of the single-image network, folded in float64.
+"""From the tensors of a file to the layers of the single-image network.
 
 For one frame, much of the published network collapses exactly: a temporal kernel sees the same frame under every tap
 and becomes a 1x1 whose weight is the sum of its taps; a 1x1 that follows a convolution with nothing between becomes
 part of it; pooling and skip connections beside a convolution become numbers added to its taps; the wavelet transform
-at either end is a change of basis of the first or last convolution. Each fold is one small function below. The one
-thing that may not be folded is a bias in front of a zero-padded convolution, because the border would see it.
+at either end is a change of basis of the first or last convolution. Each fold is one small function below, computed in
+the packer's `fold_dtype`. The one thing that may not be folded is a bias in front of a zero-padded convolution, because
+the border would see it.
 """
 
 from collections.abc import Callable
@@ -19,16 +20,16 @@ from simplear_engine.image.network import Attention, Conv, Norm, NormConv, Outpu
 
 @dataclass
 class _Affine:
-    """A convolution being folded: weight [out, in, kh, kw] and bias [out], float64."""
+    """A convolution being folded: weight [out, in, kh, kw] and bias [out]."""
 
     weight: np.ndarray
     bias: np.ndarray
 
     def then(self, after: "_Affine") -> "_Affine":
         """This convolution followed by the 1x1 `after`."""
-        matrix = after.weight[:, :, 0, 0]
+        matrix = after.weight[:, :, 0, 0].astype(self.weight.dtype, copy=False)
         weight = (matrix @ self.weight.reshape(len(self.weight), -1)).reshape(-1, *self.weight.shape[1:])
-        return _Affine(weight, matrix @ self.bias + after.bias)
+        return _Affine(weight, matrix @ self.bias + after.bias.astype(self.bias.dtype, copy=False))
 
     def plus_identity(self, taps: list[tuple[int, int]], factor: float) -> "_Affine":
         """This convolution plus factor x (the input seen through those taps)."""
@@ -40,22 +41,22 @@ class _Affine:
 
     def of_basis(self, matrix: np.ndarray) -> "_Affine":
         """This convolution applied to matrix @ input, channel-wise."""
-        return _Affine(np.einsum("oiyx,ij->ojyx", self.weight, matrix), self.bias)
+        return _Affine(np.einsum("oiyx,ij->ojyx", self.weight, matrix.astype(self.weight.dtype)), self.bias)
 
 
-def fold_encoder(config: TokenizerConfig, read: Callable[[str], np.ndarray], ops) -> list:
+def fold_encoder(config: TokenizerConfig, read: Callable[[str], np.ndarray], packer) -> list:
     """Layers from pixel patches [B, H/P, W/P, (y, x, rgb)] to z [B, h, w, D]. `read` gives a tensor by name."""
-    return _Folder(config, read, ops).fold(stages.encoder_stages(config))
+    return _Folder(config, read, packer).fold(stages.encoder_stages(config))
 
 
-def fold_decoder(config: TokenizerConfig, read: Callable[[str], np.ndarray], ops) -> list:
+def fold_decoder(config: TokenizerConfig, read: Callable[[str], np.ndarray], packer) -> list:
     """Layers from codes [B, h, w, D] to pixel patches [B, H/P, W/P, (y, x, rgb)]."""
-    return _Folder(config, read, ops).fold(stages.decoder_stages(config))
+    return _Folder(config, read, packer).fold(stages.decoder_stages(config))
 
 
 class _Folder:
-    def __init__(self, config: TokenizerConfig, read: Callable[[str], np.ndarray], ops):
-        self.config, self.read, self.ops = config, read, ops
+    def __init__(self, config: TokenizerConfig, read: Callable[[str], np.ndarray], packer):
+        self.config, self.read, self.packer = config, read, packer
         self.wrap = ".conv3d" if config.is_video else ""
 
     def fold(self, stage_list: list) -> list:
@@ -93,10 +94,11 @@ class _Folder:
     # Reading tensors.
 
     def affine(self, prefix: str) -> _Affine:
-        weight = self.read(f"{prefix}{self.wrap}.weight").astype(np.float64)
+        dtype = self.packer.fold_dtype
+        weight = self.read(f"{prefix}{self.wrap}.weight")
         if weight.ndim == 5:
-            weight = weight.sum(2)  # every temporal tap sees the same frame
-        return _Affine(weight, self.read(f"{prefix}{self.wrap}.bias").astype(np.float64))
+            weight = weight.sum(2, dtype=dtype)  # every temporal tap sees the same frame
+        return _Affine(weight.astype(dtype, copy=False), self.read(f"{prefix}{self.wrap}.bias").astype(dtype))
 
     def affine3x3(self, prefix: str) -> _Affine:
         if self.config.is_video:
@@ -105,13 +107,13 @@ class _Folder:
 
     def norm(self, prefix: str) -> Norm:
         prefix += ".norm" if self.config.is_video else ""
-        packed = self.ops.pack_norm(self.read(f"{prefix}.weight"), self.read(f"{prefix}.bias"))
+        packed = self.packer.pack_norm(self.read(f"{prefix}.weight"), self.read(f"{prefix}.bias"))
         return Norm(packed, self.config.num_groups)
 
     def conv(self, affine: _Affine, stride: int = 1, full_precision: bool = False) -> Conv:
         size = affine.weight.shape[-1]
         pad = 1 if size == 3 and stride == 1 else 0  # a strided one is padded behind only
-        return Conv(self.ops.pack_conv(affine.weight, affine.bias, full_precision), pad, stride)
+        return Conv(self.packer.pack_conv(affine.weight, affine.bias, full_precision), pad, stride)
 
     # Composite layers.
 
@@ -148,7 +150,7 @@ class _Folder:
                 layers.append(self.conv(before))
             affine = self.affine(f"{stage.prefix}.conv2").plus_identity([(1, 1)], 1.0)
             affine = affine.then(self.affine(f"{stage.prefix}.conv3"))
-        return layers + [Upsample(self.ops.pack_upsample(corner_kernels(affine.weight), affine.bias))]
+        return layers + [Upsample(self.packer.pack_upsample(corner_kernels(affine.weight), affine.bias))]
 
     # The image side.
 

@@ -1,8 +1,8 @@
 """The single-image network after folding: a list of layers, each a few calls on a table of ops.
 
 Activations are [B, h, w, C]. The op table decides what a packed convolution, an activation and a number are (NumPy
-float32 in the reference, packed panels and float32 or bfloat16 in the engine); this file only says what follows
-what. Both families and both halves are the same layers.
+arrays in the reference, packed panels and recorded calls in the engine); this file only says what follows what. Both
+families and both halves are the same layers.
 """
 
 from dataclasses import dataclass

@@ -12,4 +12,4 @@ def image_to_patches(images: np.ndarray, patch: int) -> np.ndarray:
 def patches_to_image(patches: np.ndarray, patch: int) -> np.ndarray:
     batch, rows, columns, channels = patches.shape
     x = patches.reshape(batch, rows, columns, patch, patch, channels // patch**2)
-    return np.ascontiguousarray(x.transpose(0, 5, 1, 3, 2, 4)).reshape(batch, -1, rows * patch, columns * patch)
+    return x.transpose(0, 5, 1, 3, 2, 4).copy(order="C").reshape(batch, -1, rows * patch, columns * patch)

@@ -1,10 +1,11 @@
 """CosmosTokenizer: pictures to code indices and back.
 
 The decoder is built when the tokenizer is loaded, the encoder at its first use, because generating pictures never
-needs it. Either may be absent from the files. A call keeps no state, so threads may share one tokenizer.
+needs it. Either may be absent from the files. Threads may share one tokenizer; their calls take turns.
 """
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,23 +20,27 @@ DTYPES = ("float32", "bfloat16")
 class CosmosTokenizer:
     config: TokenizerConfig
 
-    def __init__(self, source: TokenizerSource, ops):
+    def __init__(self, source: TokenizerSource, backend):
         self.config = source.config
         self._source = source
-        self._ops = ops
-        self._encoder_lock = threading.Lock()
-        self._encoder: list | None = None
-        self._decoder = folding.fold_decoder(self.config, source.read, ops) if source.has_decoder else None
+        self._encoder = _Half(folding.fold_encoder, source, backend)
+        self._decoder = _Half(folding.fold_decoder, source, backend)
+        if source.has_decoder:
+            self._decoder.build()
 
     @classmethod
-    def from_pretrained(cls, path, dtype: str = "float32") -> "CosmosTokenizer":
+    def from_pretrained(cls, path, dtype: str = "float32", threads: int | None = None, pool=None) -> "CosmosTokenizer":
         """Loads from a folder (`tokenizer.safetensors`, or `encoder.jit` / `decoder.jit`) or from one such file.
 
-        `dtype` is what is computed in; the files may hold any floating type. Raises CheckpointError.
+        `dtype` ("float32" or "bfloat16") is what is computed in; the files may hold any floating type. `threads`
+        defaults to all physical cores; `pool` shares the threads of an engine instead. Raises CheckpointError.
         """
         if dtype not in DTYPES:
             raise InvalidRequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        return cls(open_tokenizer(path), make_ops(dtype))
+        source = open_tokenizer(path)
+        from simplear_engine.image.backend import CpuBackend
+
+        return cls(source, CpuBackend(dtype, threads, pool))
 
     @property
     def compression(self) -> int:
@@ -48,7 +53,7 @@ class CosmosTokenizer:
 
     def decode(self, indices) -> np.ndarray:
         """int [B, h, w] with 0 <= index < num_codes -> float32 [B, 3, H, W], nominally in [-1, 1], not clamped."""
-        if self._decoder is None:
+        if not self._source.has_decoder:
             raise CheckpointError(f"{self._source.path}: holds no decoder, so it cannot turn codes into pictures")
         indices = np.asarray(indices)
         if indices.ndim != 3 or indices.dtype.kind not in "iu":
@@ -57,12 +62,13 @@ class CosmosTokenizer:
             raise InvalidRequestError(f"indices: expected at least one code, got {list(indices.shape)}")
         if indices.min() < 0 or indices.max() >= self.num_codes:
             raise InvalidRequestError(f"indices: expected 0..{self.num_codes - 1}, got {indices.min()}..{indices.max()}")
-        codes = self._ops.from_numpy(fsq.decode(indices, self.config.levels))
-        patches = self._ops.to_numpy(network.run(self._decoder, self._ops, codes))
-        return pixels.patches_to_image(patches, self.config.patch_size)
+        codes = fsq.decode(indices, self.config.levels)
+        return self._decoder.run(codes, lambda patches: pixels.patches_to_image(patches, self.config.patch_size))
 
     def encode(self, images) -> np.ndarray:
         """float32 [B, 3, H, W] in [-1, 1], H and W multiples of `compression` -> int32 [B, h, w]."""
+        if not self._source.has_encoder:
+            raise CheckpointError(f"{self._source.path}: holds no encoder, so it cannot turn pictures into codes")
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype.kind != "f":
             raise InvalidRequestError(f"images: expected floats [B, 3, H, W], got {images.dtype} {list(images.shape)}")
@@ -72,20 +78,32 @@ class CosmosTokenizer:
         images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
             raise InvalidRequestError("images: expected finite numbers")
-        patches = self._ops.from_numpy(pixels.image_to_patches(images, self.config.patch_size))
-        z = self._ops.to_numpy(network.run(self._built_encoder(), self._ops, patches))
-        return fsq.encode(z, self.config.levels)
-
-    def _built_encoder(self) -> list:
-        if not self._source.has_encoder:
-            raise CheckpointError(f"{self._source.path}: holds no encoder, so it cannot turn pictures into codes")
-        with self._encoder_lock:
-            if self._encoder is None:
-                self._encoder = folding.fold_encoder(self.config, self._source.read, self._ops)
-            return self._encoder
+        patches = pixels.image_to_patches(images, self.config.patch_size)
+        return self._encoder.run(patches, lambda z: fsq.encode(z, self.config.levels))
 
 
-def make_ops(dtype: str):
-    from .reference_ops import ReferenceOps
+class _Half:
+    """One direction of the network: its layers, built when first needed, and the last size it was prepared for."""
 
-    return ReferenceOps()
+    def __init__(self, fold, source: TokenizerSource, backend):
+        self._fold, self._source, self._backend = fold, source, backend
+        self._lock = threading.Lock()
+        self._layers: list | None = None
+        self._prepared: tuple[tuple[int, ...], Callable] | None = None
+
+    def build(self) -> None:
+        with self._lock:
+            if self._layers is None:
+                self._layers = self._fold(self._source.config, self._source.read, self._backend.packer)
+
+    def run(self, x: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """finish(network(x)); the network's own result is overwritten by the next call."""
+        self.build()
+        with self._lock:
+            if self._prepared is None or self._prepared[0] != x.shape:
+                # The old size's memory goes before the new one's is taken.
+                self._prepared = None
+                layers = self._layers
+                prepared = self._backend.prepare(x.shape, lambda ops, start: network.run(layers, ops, start))
+                self._prepared = (x.shape, prepared)
+            return finish(self._prepared[1](x))
