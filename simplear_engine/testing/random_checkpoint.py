@@ -34,8 +34,7 @@ SIZES: dict[str, dict] = {
     "0.5b": dict(_QWEN, hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14),
     "1.5b": dict(_QWEN, hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12),
     "tiny": dict(
-        _QWEN, hidden_size=64, intermediate_size=160, num_layers=2, num_heads=4, max_position_embeddings=4096,
-        num_text_tokens=264, num_codes=512,
+        _QWEN, hidden_size=64, intermediate_size=160, num_layers=2, num_heads=4, num_text_tokens=264, num_codes=512,
     ),
 }  # fmt: skip
 TINY_DEFAULTS = GenerationDefaults(prompt_prefix="", negative_prompt="", guidance_scale=3.0, height=64, width=64)
