@@ -100,10 +100,12 @@ def test_every_option_reaches_the_engine(engine):
         "generate", "p", "-o", "x.png", "--seed", "5", "--negative-prompt", "n", "--height", "96", "--width", "32",
         "--guidance-scale", "2.5", "--temperature", "0.5", "--top-k", "9", "--top-p", "0.9", "--model", "folder",
         "--image-tokenizer", "vq", "--device", "cpu", "--dtype", "float32", "--threads", "2",
+        "--kv-cache-bytes", "1000",
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     assert engine.loaded == {
         "model": "folder", "device": "cpu", "dtype": "float32", "image_tokenizer": "vq", "threads": 2,
+        "kv_cache_bytes": 1000,
     }  # fmt: skip
     assert engine.asked == {
         "prompts": ["p"], "num_images": 1, "seed": 5, "negative_prompt": "n", "height": 96, "width": 32,
@@ -267,7 +269,7 @@ def test_same_seed_gives_the_same_file_and_numbered_files_continue_the_seed(mode
         ["--num-images", "1000000000000"],
         ["--guidance-scale", "nan"], ["--guidance-scale", "-1"], ["--temperature", "inf"], ["--temperature", "-1"],
         ["--top-k", "0"], ["--top-p", "0"], ["--top-p", "1.5"], ["--seed", "-1"], ["--dtype", "int3"],
-        ["--device", "abacus"], ["--threads", "0"], ["--model", "/nowhere"], ["--image-tokenizer", "/nowhere"],
+        ["--device", "abacus"], ["--threads", "0"], ["--kv-cache-bytes", "9"], ["--model", "/nowhere"], ["--image-tokenizer", "/nowhere"],
     ],
 )  # fmt: skip
 def test_unusable_request_is_one_line_and_leaves_no_file(model, tmp_path, capsys, monkeypatch, arguments):

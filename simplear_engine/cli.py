@@ -57,6 +57,7 @@ def generate(options) -> int:
         dtype=options.dtype,
         image_tokenizer=options.image_tokenizer,
         threads=options.threads,
+        kv_cache_bytes=options.kv_cache_bytes,
     )
     with engine:
         with _ProgressBar() as bar:
@@ -219,6 +220,9 @@ def _add_generate(commands) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     command.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
+    command.add_argument(
+        "--kv-cache-bytes", type=int, metavar="N", help="memory for attention (default: for pictures of the model's own size)"
+    )
     command.set_defaults(command=generate)
 
 
