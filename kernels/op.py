@@ -8,6 +8,7 @@ what any op computes.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -107,7 +108,7 @@ class Op:
         while True:
             progress = False
             for _, extent, size in pending:
-                unknown = {axis for axis in re.findall(r"[A-Z]\w*", extent) if axis not in sizes}
+                unknown = {axis for axis in axes_of(extent) if axis not in sizes}
                 if len(unknown) != 1:
                     continue
                 axis = unknown.pop()
@@ -183,7 +184,19 @@ class Op:
 
 def evaluate(extent: str, sizes: Mapping[str, int]) -> int:
     """Value of a shape expression; declarations are our own source, never input."""
-    return int(eval(extent, {"__builtins__": {}}, dict(sizes)))  # noqa: S307
+    if extent in sizes:
+        return int(sizes[extent])
+    return int(eval(compiled(extent), {"__builtins__": {}}, dict(sizes)))  # noqa: S307
+
+
+@functools.cache
+def compiled(extent: str):
+    return compile(extent, extent, "eval")
+
+
+@functools.cache
+def axes_of(extent: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[A-Z]\w*", extent))
 
 
 def all_ops() -> dict[str, Op]:

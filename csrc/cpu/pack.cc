@@ -1,5 +1,6 @@
 #include "cpu/pack.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -40,18 +41,41 @@ float f16_to_float(uint16_t x) {
   return f;
 }
 
-float element(const void* data, DType dtype, int64_t i) {
+// Elements [begin, begin + count) of a float array of any type.
+void load_floats(const void* data, DType dtype, int64_t begin, int64_t count, float* out) {
   switch (dtype) {
-    case DType::kFloat32: return static_cast<const float*>(data)[i];
-    case DType::kBFloat16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
-    case DType::kFloat16: return f16_to_float(static_cast<const uint16_t*>(data)[i]);
+    case DType::kFloat32: std::memcpy(out, static_cast<const float*>(data) + begin, count * sizeof(float)); return;
+    case DType::kBFloat16:
+      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
+      return;
+    case DType::kFloat16:
+      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
+      return;
     default: fail(ErrorKind::kInternal, "weights: expected a float type, got ", name_of(dtype));
   }
 }
 
-void put(void* data, DType dtype, int64_t i, float x) {
-  if (dtype == DType::kBFloat16) static_cast<uint16_t*>(data)[i] = float_to_bf16(x);
-  else static_cast<float*>(data)[i] = x;
+void store_floats(const float* from, int64_t count, DType dtype, void* data, int64_t begin) {
+  if (dtype == DType::kFloat32) {
+    std::memcpy(static_cast<float*>(data) + begin, from, count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(data)[begin + i] = float_to_bf16(from[i]);
+}
+
+constexpr int64_t kBlock = 256;  // columns that are turned at once: 16 rows of them fit in the first-level cache
+
+// Columns [begin, begin + count) of 16 rows into their places in a panel; begin is even.
+void store_columns(const float (&rows)[kPanelRows][kBlock], int64_t begin, int64_t count, float* panel) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < kPanelRows; ++j) panel[(begin + i) * kPanelRows + j] = rows[j][i];
+}
+void store_columns(const float (&rows)[kPanelRows][kBlock], int64_t begin, int64_t count, uint16_t* panel) {
+  for (int64_t i = 0; i < count; i += 2)
+    for (int64_t j = 0; j < kPanelRows; ++j) {
+      panel[(begin + i) * kPanelRows + 2 * j] = float_to_bf16(rows[j][i]);
+      panel[(begin + i) * kPanelRows + 2 * j + 1] = i + 1 < count ? float_to_bf16(rows[j][i + 1]) : 0;
+    }
 }
 
 template <class Body>
@@ -89,26 +113,18 @@ void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, ThreadP
   check(packed.size() == packed_size(n, k, packed.dtype), ErrorKind::kInternal, "pack_panels: packed has ",
         packed.size(), " elements, expected ", packed_size(n, k, packed.dtype));
   const int64_t stride = panel_size(k, packed.dtype);
-  const int64_t group = packed.dtype == DType::kBFloat16 ? 2 : 1;  // neighbours in k that lie side by side
   for_parts(pool, num_panels(n), [&](int64_t begin, int64_t end) {
+    float block[kPanelRows][kBlock];
     for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t j = 0; j < kPanelRows; ++j) {
-        const int64_t row = panel * kPanelRows + j;
-        if (row >= n) {
-          for (int64_t i = 0; i < padded_k(k, packed.dtype); ++i)
-            put(packed.data, packed.dtype, panel * stride + i / group * kPanelRows * group + j * group + i % group, 0.0f);
-          continue;
+      for (int64_t column = 0; column < k; column += kBlock) {
+        const int64_t count = std::min(kBlock, k - column);
+        for (int64_t j = 0; j < kPanelRows; ++j) {
+          const int64_t row = panel * kPanelRows + j;
+          if (row < n) load_floats(rows[row].part->data, rows[row].part->dtype, rows[row].row * k + column, count, block[j]);
+          else std::fill_n(block[j], count, 0.0f);
         }
-        const Tensor& part = *rows[row].part;
-        const auto* from = static_cast<const char*>(part.data) + rows[row].row * k * size_of(part.dtype);
-        if (part.dtype == DType::kBFloat16 && packed.dtype == DType::kBFloat16 && k % 2 == 0) {
-          auto* to = packed.as<uint32_t>() + panel * stride / 2 + j;
-          for (int64_t i = 0; i < k / 2; ++i) std::memcpy(to + i * kPanelRows, from + i * 4, 4);
-          continue;
-        }
-        for (int64_t i = 0; i < padded_k(k, packed.dtype); ++i)
-          put(packed.data, packed.dtype, panel * stride + i / group * kPanelRows * group + j * group + i % group,
-              i < k ? element(from, part.dtype, i) : 0.0f);
+        if (packed.dtype == DType::kBFloat16) store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
+        else store_columns(block, column, count, packed.as<float>() + panel * stride);
       }
     }
   });
@@ -122,7 +138,12 @@ void convert(const Tensor& from, const Tensor& to, ThreadPool& pool) {
       std::memcpy(to.as<char>() + begin * width, from.as<char>() + begin * width, (end - begin) * width);
       return;
     }
-    for (int64_t i = begin; i < end; ++i) put(to.data, to.dtype, i, element(from.data, from.dtype, i));
+    float block[kBlock];
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = std::min(kBlock, end - i);
+      load_floats(from.data, from.dtype, i, count, block);
+      store_floats(block, count, to.dtype, to.data, i);
+    }
   });
 }
 
