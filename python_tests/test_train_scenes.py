@@ -1,0 +1,117 @@
+"""Captions say what the facts say, and the picture shows it. Needs the fetched art only for the pixel tests."""
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL")
+
+from simplear_train.concepts import COLOURS, CONCEPTS  # noqa: E402
+from simplear_train.emoji_scenes import BACKGROUNDS, SceneMaker, is_held_out, render  # noqa: E402
+
+
+class FakeSprites(dict):
+    """Squares of one colour in place of emoji, so that the tests need no download."""
+
+    def __missing__(self, key):
+        return np.full((key[2], key[2], 4), 255, np.uint8) * np.array([0, 0, 0, 1], np.uint8)
+
+
+@pytest.fixture
+def maker(monkeypatch):
+    import simplear_train.emoji_scenes as module
+
+    monkeypatch.setattr(module, "load_sprites", lambda *args: FakeSprites())
+    monkeypatch.setattr(module, "emoji_words", lambda *args: {"cat": ("pet", "animal")})
+    return SceneMaker(0, 128)
+
+
+def names_of(noun: str) -> list[str]:
+    concept = next(c for c in CONCEPTS if c.noun == noun)
+    icon_labels = [icon.split(":")[1].replace("-", " ") for icon in concept.icons]
+    return [concept.noun, concept.plural, *concept.synonyms, *icon_labels]
+
+
+def test_captions_name_every_object_colour_and_number(maker):
+    numbers = {2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
+    for index in range(2000):
+        scene = maker.scene(index)
+        caption = scene.caption.lower()
+        for placed in scene.objects:
+            assert any(name in caption for name in names_of(placed.noun)), scene
+            assert placed.colour is None or re.search(rf"\b{placed.colour}\b", caption), scene
+        if scene.kind == "count":
+            assert any(re.search(rf"\b{word}\b", caption) for word in numbers[len(scene.objects)]), scene
+        if " background" in caption:
+            assert re.search(rf"\b{scene.background} background", caption), scene
+
+
+def test_relations_in_captions_agree_with_the_places(maker):
+    for index in range(2000):
+        scene = maker.scene(index, kind="pair")
+        first, second = scene.objects
+        assert (first.x < second.x) if scene.relation == "left of" else (first.y < second.y)
+        caption = scene.caption.lower()
+        position = {p.noun: min(caption.find(n) for n in names_of(p.noun) if n in caption) for p in scene.objects}
+        if any(words in caption for words in ("right of", "below", "under")):
+            reversed_order = True
+        elif any(words in caption for words in ("left of", "above", "on top of", " and ", " with ", "next to")):
+            reversed_order = False
+        else:
+            pytest.fail(f"no relation in {caption!r}")
+        if len(set(position.values())) == 2 and not set(names_of(first.noun)) & set(names_of(second.noun)):
+            overlapping = any(a in b or b in a for a in names_of(first.noun) for b in names_of(second.noun))
+            assert overlapping or (position[first.noun] > position[second.noun]) == reversed_order, scene
+
+
+def test_wordings_change_the_caption_but_never_the_facts(maker):
+    for index in range(300):
+        scenes = [maker.scene(index, wording) for wording in range(4)]
+        assert len({(s.kind, s.background, s.objects, s.relation) for s in scenes}) == 1
+    assert any(maker.scene(i, 0).caption != maker.scene(i, 1).caption for i in range(5))
+
+
+def test_held_out_pairs_never_appear(maker):
+    scenes = [maker.scene(i, kind="pair") for i in range(2000)]
+    assert not any(is_held_out(s.objects[0].noun, s.objects[1].noun) for s in scenes)
+    share = np.mean([is_held_out(a.noun, b.noun) for a in CONCEPTS for b in CONCEPTS])
+    assert 0.08 < share < 0.12
+
+
+def test_objects_stay_inside_and_apart(maker):
+    for index in range(1000):
+        scene = maker.scene(index)
+        covered = np.zeros((8, 8), int)
+        for p in scene.objects:
+            assert 0 <= p.x and p.x + p.size <= 8 and 0 <= p.y and p.y + p.size <= 8
+            covered[p.y : p.y + p.size, p.x : p.x + p.size] += 1
+        assert covered.max() == 1
+
+
+@pytest.mark.parametrize("side", [64, 128, 256])
+def test_render_draws_sprites_where_the_facts_say(maker, side):
+    scene = maker.scene(3, kind="count")
+    image = render(scene, maker.sprites, side)
+    expected = np.empty((side, side, 3), np.uint8)
+    expected[:] = BACKGROUNDS[scene.background]
+    for p in scene.objects:
+        x, y, size = (v * side // 8 for v in (p.x, p.y, p.size))
+        expected[y : y + size, x : x + size] = 0
+    assert np.array_equal(image, expected)
+
+
+def test_recolouring_keeps_alpha_and_reaches_the_hue():
+    from PIL import Image
+
+    from simplear_train.sprites import recolour
+
+    sprite = np.zeros((8, 8, 4), np.uint8)
+    sprite[:, :6] = (220, 40, 40, 255)  # the main hue
+    sprite[:, 6:] = (40, 160, 40, 128)  # a leaf
+    for colour in set(COLOURS) - {"black"}:
+        changed = recolour(sprite, colour)
+        assert np.array_equal(changed[..., 3], sprite[..., 3])
+        hue = float(np.array(Image.fromarray(changed[..., :3]).convert("HSV"))[0, 0, 0]) * 360 / 255
+        assert abs((hue - COLOURS[colour][0] + 180) % 360 - 180) < 8
+        assert np.abs(changed[:, 6:].astype(int) - sprite[:, 6:]).max() <= 3
