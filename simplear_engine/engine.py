@@ -62,7 +62,8 @@ class Engine:
         device: "auto" or "cpu". dtype: "float32", "bfloat16", or "auto" for what the checkpoint is stored in (bfloat16
         for float16). image_tokenizer: a folder or file that holds it, where the checkpoint's own `vq/` is not to be
         used. kv_cache_bytes: memory for keys and values; by default enough for `max_pairs` pictures of the checkpoint's
-        default size, at most a quarter of the machine's memory. threads: worker threads (default: physical cores).
+        default size and for one of the longest that the model knows, but at most a quarter of the machine's memory
+        (what is never used is never taken). threads: worker threads (default: physical cores).
         max_pairs: pictures in flight at once (default 8); more wait in a queue of `max_queue`. prefill_chunk: prompt
         tokens a step. Raises CheckpointError, UnsupportedError, CapacityError or InvalidRequestError.
         """
@@ -159,6 +160,11 @@ class Engine:
             num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=_positive("max_queue", max_queue, 1 << 20),
             max_positions=model.max_position_embeddings, num_codes=model.num_codes, visual_offset=model.visual_offset,
         )  # fmt: skip
+
+    @property
+    def has_image_tokenizer(self) -> bool:
+        """Whether codes can be turned into pixels."""
+        return self._pixels is not None
 
     # ------------------------------------------------------------------ using it
 
@@ -415,6 +421,7 @@ def _num_blocks(
             raise CapacityError(f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}")
         return min(kv_cache_bytes // block_bytes, (1 << 31) // block_size - 1)
     image_tokens = (defaults.height // compression) * (defaults.width // compression)
-    row = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
+    usual = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
+    longest = -(-model.max_position_embeddings // block_size)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(min(2 * row * max_pairs, machine // 4 // block_bytes), 2 * row)
+    return max(min(2 * max(usual * max_pairs, longest), machine // 4 // block_bytes), 2 * usual)

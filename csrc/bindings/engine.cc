@@ -70,6 +70,11 @@ void bind_engine(py::module_& m) {
       .def_readwrite("seed", &Request::seed)
       .def_readwrite("forced_codes", &Request::forced_codes)
       .def_readwrite("scores", &Request::scores)
+      .def("cancel", [](Request& r) { r.cancel_requested = true; })
+      .def_property_readonly("status", [](const Request& r) {
+        constexpr const char* names[] = {"queued", "running", "finished", "failed"};
+        return names[static_cast<int>(r.status)];
+      })
       .def_property_readonly("num_done", [](const Request& r) { return r.num_done.load(); })
       .def_readonly("num_steps", &Request::num_steps)
       .def_property_readonly("codes", [](const Request& r) { return to_array(r.codes); })
@@ -78,6 +83,29 @@ void bind_engine(py::module_& m) {
       .def("raise_if_failed", &raise_if_failed)
       .def("wait", &Engine::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
            "True when the request ended within `seconds`.");
+
+  py::class_<Scheduler>(m, "Scheduler", "The scheduler by itself: what the engine thread asks before and after a step.")
+      .def(py::init([](const StepPlan& plan, int32_t num_blocks, int32_t block_size, int32_t max_queue,
+                       int32_t max_positions, int32_t num_codes, int32_t visual_offset) {
+             return std::make_unique<Scheduler>(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset},
+                                                plan.limits, num_blocks, block_size);
+           }),
+           py::kw_only(), py::arg("plan"), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_queue"),
+           py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
+      .def("enqueue", &Scheduler::enqueue, py::arg("request"))
+      .def("next", &Scheduler::next, py::arg("plan"), "Fills the plan; False when there is nothing to do.")
+      .def(
+          "commit",
+          [](Scheduler& scheduler, const StepPlan& plan, const Tensor& logits) {
+            scheduler.commit(plan, {logits.as<float>(), static_cast<size_t>(logits.size())});
+          },
+          py::arg("plan"), py::arg("logits"))
+      .def("forget_prefixes", &Scheduler::forget_prefixes)
+      .def_property_readonly("is_idle", &Scheduler::is_idle)
+      .def_property_readonly("num_waiting", &Scheduler::num_waiting)
+      .def_property_readonly("num_running", &Scheduler::num_running)
+      .def_property_readonly("num_free_blocks", [](const Scheduler& s) { return s.allocator().num_free(); })
+      .def("ref_count", [](const Scheduler& s, int32_t block) { return s.allocator().ref_count(block); });
 
   py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
       .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool,

@@ -145,7 +145,7 @@ void Scheduler::append_rows(Running& running, Sequence& row, int32_t count, Step
 void Scheduler::schedule(Running& running, StepPlan& plan) {
   const Request& request = *running.request;
   const int32_t budget = step_limits_.max_tokens - plan.num_tokens;
-  int32_t wanted = 0;
+  int32_t wanted = 0;  // at most: what the rows share is counted twice
   for (Sequence& row : running.rows) {
     skip_filled(row);
     wanted += row.remaining();
@@ -172,6 +172,7 @@ void Scheduler::schedule(Running& running, StepPlan& plan) {
   if (!samples) {
     // The last prompt token of both rows waits for the step that samples.
     for (Sequence& row : running.rows) {
+      skip_filled(row);  // the row before may just have filled blocks that this one shares
       const int32_t left = step_limits_.max_tokens - plan.num_tokens;
       const int32_t count = std::min(left, row.remaining() - 1);
       if (count > 0) append_rows(running, row, count, plan);
@@ -181,6 +182,7 @@ void Scheduler::schedule(Running& running, StepPlan& plan) {
   const int32_t pair = plan.num_pairs++;
   running.sampled_pair = pair;
   for (int32_t i = 0; i < num_rows; ++i) {
+    skip_filled(running.rows[i]);
     append_rows(running, running.rows[i], running.rows[i].remaining(), plan);
     append(i == 0 ? plan.cond_row : plan.uncond_row, pair, plan.num_logit_rows);
     append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - 1);

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from simplear_engine.kernels.cfg_sample.noise import gumbel_noise
+from simplear_engine.kernels.gumbel_noise.noise import gumbel_noise
 from simplear_engine.kernels.op import F32, I32, U64, Case, In, InOut, Op, Out
 
 

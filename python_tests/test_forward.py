@@ -1,0 +1,126 @@
+"""The recorded forward pass against the same forward pass run on the NumPy references, step by step.
+
+One table of ops records, the other computes; a real scheduler makes the plans. Keys, values, logits and drawn codes
+must agree (contract C4: the transformer is written once).
+"""
+
+import numpy as np
+import pytest
+
+from simplear_engine import _C
+from simplear_engine.backend import CpuBackend
+from simplear_engine.config import ModelConfig
+from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
+from simplear_engine.forward import Activations, forward, make_cache
+from simplear_engine.kernels.op import all_ops
+from simplear_engine.model_weights import ModelWeights
+from simplear_engine.weights import weight_specs
+
+CONFIG = ModelConfig(
+    hidden_size=48, intermediate_size=80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, rope_theta=1e4,
+    rms_norm_eps=1e-6, vocab_size=140, tie_word_embeddings=False, max_position_embeddings=96, visual_offset=60,
+)  # fmt: skip
+NUM_BLOCKS = 12
+
+
+class ReferenceOps:
+    """A table of ops that computes at once with the NumPy references, on the rows that the plan says are in use."""
+
+    def __init__(self, plan, unpacked):
+        self.plan, self.unpacked, self.ops = plan, unpacked, all_ops()
+
+    def view(self, arg):
+        """The rows in use, as a NumPy view of the buffer (bfloat16: its bits)."""
+        if id(arg) in self.unpacked:
+            return self.unpacked[id(arg)]
+        rows = getattr(self.plan, arg.count) if hasattr(arg, "count") else None
+        return getattr(arg, "storage", arg).numpy()[:rows]
+
+    def __getattr__(self, name):
+        op = self.ops[name]
+
+        def call(**arguments):
+            views = {key: self.view(value) for key, value in arguments.items() if key in op.args}
+            wide = {key: decode_bfloat16(v) if v.dtype == np.uint16 else v for key, v in views.items()}
+            if name == "paged_attention":
+                wide["query_start_loc"] = wide["query_start_loc"][: self.plan.num_seqs + 1]
+            scalars = {key: value for key, value in arguments.items() if key not in op.args}
+            if self.plan.num_logit_rows == 0 and name in ("cfg_sample",):
+                return
+            for key, result in op.reference(**wide, **{**op.scalars, **scalars}).items():
+                views[key][...] = encode_bfloat16(result) if views[key].dtype == np.uint16 else result
+
+        return call
+
+
+class Side:
+    """Weights, plan, cache and activations of one of the two."""
+
+    def __init__(self, tensors, dtype, pool):
+        self.weights = ModelWeights(CONFIG, tensors, dtype, pool)
+        self.plan = _C.StepPlan(max_tokens=9, max_pairs=2, max_logit_rows=4, max_blocks_per_seq=6)
+        self.cache = make_cache(CONFIG, NUM_BLOCKS, dtype)
+        self.activations = Activations(CONFIG, self.plan, dtype)
+        self.scheduler = _C.Scheduler(
+            plan=self.plan, num_blocks=NUM_BLOCKS, block_size=16, max_queue=4, max_positions=96, num_codes=80,
+            visual_offset=60,
+        )  # fmt: skip
+        for seed, (prompt, negative, n) in enumerate([([1, 2, 3] * 7, [5] * 18, 6), ([9, 8], [], 20)]):
+            request = _C.Request()
+            request.prompt, request.negative, request.num_image_tokens, request.seed = prompt, negative, n, seed
+            request.guidance_scale, request.top_k = 2.5, 70
+            self.scheduler.enqueue(request)
+
+
+def random_tensors():
+    rng = np.random.default_rng(0)
+    return {
+        name: (1 + 0.2 * rng.standard_normal(spec.shape) if "norm" in name else rng.standard_normal(spec.shape) * 0.25)
+        .astype(np.float32)
+        for name, spec in weight_specs(CONFIG).items()
+    }  # fmt: skip
+
+
+def unpacked_weights(weights, arrays, dtype):
+    """id of each packed weight -> the matrix that it packs, rounded as packing rounds."""
+
+    def joined(prefix, *names):
+        matrix = np.concatenate([arrays[f"{prefix}{name}.weight"] for name in names])
+        return decode_bfloat16(encode_bfloat16(matrix)) if dtype == "bfloat16" else matrix
+
+    found = {id(weights.head): joined("", "lm_head")[CONFIG.visual_offset :]}
+    for i, layer in enumerate(weights.layers):
+        prefix = f"model.layers.{i}."
+        found[id(layer.qkv)] = joined(prefix, *(f"self_attn.{x}_proj" for x in "qkv"))
+        found[id(layer.o)] = joined(prefix, "self_attn.o_proj")
+        found[id(layer.gate_up)] = joined(prefix, "mlp.gate_proj", "mlp.up_proj")
+        found[id(layer.down)] = joined(prefix, "mlp.down_proj")
+    return found
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-4), ("bfloat16", 0.1)])
+def test_recorded_steps_equal_the_references(dtype, tolerance):
+    backend = CpuBackend(2)
+    arrays = random_tensors()
+    tensors = {name: _C.Tensor.from_numpy(array) for name, array in arrays.items()}
+    engine, reference = (Side(tensors, dtype, backend.pool) for _ in range(2))
+    program = _C.Program()
+    forward(backend.recorder(program), engine.weights, engine.plan, engine.cache, engine.activations)
+    references = ReferenceOps(reference.plan, unpacked_weights(reference.weights, arrays, dtype))
+    steps = 0
+    while engine.scheduler.next(engine.plan):
+        assert reference.scheduler.next(reference.plan)
+        program.run(engine.plan, backend.pool)
+        forward(references, reference.weights, reference.plan, reference.cache, reference.activations)
+        rows, pairs = engine.plan.num_logit_rows, engine.plan.num_pairs
+        got, want = (side.activations.logits.storage.numpy()[:rows] for side in (engine, reference))
+        np.testing.assert_allclose(got, want, atol=tolerance)
+        # Which code is drawn may differ only where rounding decides; both sides go on with the engine's.
+        if dtype == "float32":
+            np.testing.assert_array_equal(engine.plan.token.numpy()[:pairs], reference.plan.token.numpy()[:pairs])
+        reference.plan.token.numpy()[:] = engine.plan.token.numpy()
+        reference.plan.last_code.numpy()[:] = engine.plan.last_code.numpy()
+        for side in (engine, reference):
+            side.scheduler.commit(side.plan, side.activations.logits.storage)
+        steps += 1
+    assert steps > 20 and reference.scheduler.is_idle

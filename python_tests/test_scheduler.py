@@ -1,0 +1,301 @@
+"""The scheduler against a cache that remembers which tokens each slot holds.
+
+The fake model writes, for every query row, the tokens that lead up to it; attention then checks that every key of its
+context is the right one. So sharing of prompt blocks, chunked prefill, cancellation and reuse of blocks are all checked
+by one property: every sampled token was computed from exactly the history that its request has.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplear_engine import _C
+from simplear_engine.errors import CancelledError, CapacityError, InvalidRequestError, NumericalError, QueueFullError
+
+BLOCK, OFFSET, CODES = 4, 50, 30
+
+
+def drawn_code(seed, index):
+    return (seed * 7 + index * 3) % CODES
+
+
+class FakeEngine:
+    """Scheduler, plan and a cache of histories; `step()` is one turn of the engine loop."""
+
+    def __init__(self, num_blocks=64, max_tokens=8, max_pairs=3, max_queue=8, max_logit_rows=8):
+        self.plan = _C.StepPlan(
+            max_tokens=max_tokens, max_pairs=max_pairs, max_logit_rows=max_logit_rows, max_blocks_per_seq=num_blocks
+        )
+        self.scheduler = _C.Scheduler(
+            plan=self.plan, num_blocks=num_blocks, block_size=BLOCK, max_queue=max_queue, max_positions=1000,
+            num_codes=CODES, visual_offset=OFFSET,
+        )  # fmt: skip
+        self.cache = {}
+        self.logits = _C.Tensor.zeros([max_logit_rows, CODES], "float32")
+        self.poisoned = set()  # (seed, index) whose logits are not finite
+        self.sampled = []  # (seed, index, conditional history, unconditional history)
+
+    def step(self):
+        if not self.scheduler.next(self.plan):
+            return False
+        a = {name: getattr(self.plan, name).numpy() for name in
+             ("token_ids", "token_slot", "positions", "slot_mapping", "query_start_loc", "context_lens", "block_table",
+              "logit_rows", "seed", "position", "cond_row", "uncond_row", "pair_slot", "token", "last_code",
+              "log_prob")}  # fmt: skip
+        n, s = self.plan.num_tokens, self.plan.num_seqs
+        assert n <= len(a["token_ids"]) and a["query_start_loc"][s] == n
+        slots = a["slot_mapping"][:n]
+        assert len(set(slots)) == n, "two rows write to one slot"
+        keys = {}
+        for seq in range(s):
+            rows = range(a["query_start_loc"][seq], a["query_start_loc"][seq + 1])
+            assert list(a["positions"][rows]) == list(range(a["context_lens"][seq] - len(rows), a["context_lens"][seq]))
+            table = a["block_table"][seq]
+            where = [table[j // BLOCK] * BLOCK + j % BLOCK for j in range(a["context_lens"][seq])]
+            for row in rows:
+                assert slots[row] == where[a["positions"][row]]
+                keys[row] = where[: a["positions"][row] + 1]
+        # As in the forward pass: all rows write before any row attends; a row knows its own token only.
+        for row in sorted(keys, key=lambda r: len(keys[r])):
+            token = a["token_ids"][row]
+            token = token if token >= 0 else a["last_code"][a["token_slot"][row]] + OFFSET
+            before = self.cache[keys[row][-2]] if len(keys[row]) > 1 else ()
+            self.cache[slots[row]] = (*before, int(token))
+        histories = {row: self.cache[where[-1]] for row, where in keys.items()}
+        for row, where in keys.items():
+            assert [self.cache[slot] for slot in where] == [histories[row][: j + 1] for j in range(len(where))]
+        for pair in range(self.plan.num_pairs):
+            seed, index = int(a["seed"][pair]), int(a["position"][pair])
+            rows = a["cond_row"][pair], a["uncond_row"][pair]
+            self.sampled.append((seed, index, *(histories[a["logit_rows"][r]] if r >= 0 else None for r in rows)))
+            code = -1 if (seed, index) in self.poisoned else drawn_code(seed, index)
+            a["token"][pair] = code
+            a["log_prob"][pair] = -seed
+            a["last_code"][a["pair_slot"][pair]] = max(code, 0)
+        self.scheduler.commit(self.plan, self.logits)
+        return True
+
+    def run(self):
+        while self.step():
+            pass
+
+
+def request(prompt, negative, num_tokens, seed=0):
+    r = _C.Request()
+    r.prompt, r.negative, r.num_image_tokens, r.seed, r.top_k = prompt, negative, num_tokens, seed, CODES
+    return r
+
+
+def expected_codes(r):
+    return [drawn_code(r.seed, i) for i in range(r.num_image_tokens)]
+
+
+def assert_drawn_from_own_history(engine, requests):
+    by_seed = {r.seed: r for r in requests}
+    for seed, index, cond, uncond in engine.sampled:
+        r = by_seed[seed]
+        drawn = tuple(code + OFFSET for code in expected_codes(r)[:index])
+        assert cond == tuple(r.prompt) + drawn
+        assert uncond == (tuple(r.negative) + drawn if r.negative else None)
+
+
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=14)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    work=st.lists(
+        st.tuples(prompts, st.one_of(st.just([]), prompts), st.integers(1, 9), st.integers(0, 4), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    cancels=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 7)), max_size=4),
+    max_tokens=st.integers(6, 20),
+    num_blocks=st.integers(14, 40),
+)
+def test_every_token_is_drawn_from_its_own_history(work, cancels, max_tokens, num_blocks):
+    engine = FakeEngine(num_blocks=num_blocks, max_tokens=max_tokens)
+    requests = [request(prompt, negative, n, seed) for seed, (prompt, negative, n, _, _) in enumerate(work)]
+    arrivals = {}
+    for r, (_, _, _, delay, _) in zip(requests, work, strict=True):
+        arrivals.setdefault(delay, []).append(r)
+    turn = 0
+    while turn < 13 or not engine.scheduler.is_idle:
+        for r in arrivals.pop(turn, []):
+            engine.scheduler.enqueue(r)
+        for when, which in cancels:
+            if when == turn and which < len(requests):
+                requests[which].cancel()
+        if turn == 6 and work[0][4]:
+            engine.scheduler.forget_prefixes()
+        engine.step()
+        turn += 1
+        assert turn < 500, "the scheduler makes no progress"
+    cancelled = {which for _, which in cancels}
+    for i, r in enumerate(requests):
+        if r.status == "failed":
+            assert i in cancelled
+        else:
+            assert list(r.codes) == expected_codes(r)
+    assert_drawn_from_own_history(engine, requests)
+    assert engine.scheduler.num_free_blocks == num_blocks
+    assert all(engine.scheduler.ref_count(block) == 0 for block in range(num_blocks))
+
+
+def test_pair_is_admitted_only_when_both_rows_fit():
+    # 9 prompt tokens and 4 drawn ones (the last is never fed back) are 3 blocks a row.
+    engine = FakeEngine(num_blocks=5, max_tokens=64)
+    a, b = request([1] * 9, [], 4, 1), request([2] * 9, [0] * 9, 4, 2)
+    small = request([1], [], 2, 3)
+    for r in (a, small):
+        engine.scheduler.enqueue(r)
+    engine.step()
+    assert engine.scheduler.num_running == 2
+    with pytest.raises(CapacityError, match="request needs 6 KV blocks, the cache has 5"):
+        engine.scheduler.enqueue(b)
+    engine.run()
+    assert list(a.codes) == expected_codes(a)
+
+
+def test_nobody_overtakes_a_request_that_waits_for_blocks():
+    engine = FakeEngine(num_blocks=6, max_tokens=64)
+    first, big, small = request([1] * 9, [], 4, 1), request([2] * 17, [], 4, 2), request([0], [], 1, 3)
+    for r in (first, big, small):
+        engine.scheduler.enqueue(r)
+    engine.step()
+    assert [r.status for r in (first, big, small)] == ["running", "queued", "queued"]
+    engine.run()
+    assert [list(r.codes) for r in (big, small)] == [expected_codes(big), expected_codes(small)]
+
+
+def test_same_negative_prompt_is_computed_once():
+    engine = FakeEngine(max_tokens=64)
+    negative = [1, 2, 0, 1, 2, 0, 1, 2, 0]
+    pairs = [request([seed] * 5, negative, 2, seed) for seed in range(3)]
+    for r in pairs:
+        engine.scheduler.enqueue(r)
+    engine.scheduler.next(engine.plan)
+    # Three prompts of five, one full negative prompt, and the unshared ninth token of the other two.
+    assert engine.plan.num_tokens == 3 * 5 + 9 + 2
+    assert engine.plan.num_pairs == 3
+
+
+def test_prompt_blocks_outlive_their_request_until_the_space_is_needed():
+    engine = FakeEngine(max_tokens=64)
+    prompt = [2] * 13
+    engine.scheduler.enqueue(request(prompt, [], 1, 1))
+    engine.run()
+    engine.scheduler.enqueue(request(prompt, [], 1, 2))
+    engine.scheduler.next(engine.plan)
+    assert engine.plan.num_tokens == 1
+
+
+def test_forgotten_prompts_are_computed_again():
+    engine = FakeEngine(max_tokens=64)
+    prompt = [2] * 13
+    engine.scheduler.enqueue(request(prompt, [], 1, 1))
+    engine.run()
+    engine.scheduler.forget_prefixes()
+    engine.scheduler.enqueue(request(prompt, [], 1, 2))
+    engine.scheduler.next(engine.plan)
+    assert engine.plan.num_tokens == 13
+
+
+def test_images_being_drawn_do_not_wait_for_a_long_prompt():
+    engine = FakeEngine(num_blocks=100, max_tokens=8)
+    drawing, long = request([1, 2], [0], 20, 1), request([1] * 60, [2] * 60, 1, 2)
+    engine.scheduler.enqueue(drawing)
+    engine.step()
+    engine.scheduler.enqueue(long)
+    for _ in range(5):
+        before = drawing.num_done
+        engine.step()
+        assert drawing.num_done == before + 1
+    engine.run()
+    assert list(long.codes) == expected_codes(long)
+
+
+def test_cancelled_request_ends_with_cancelled_error_and_returns_its_blocks():
+    engine = FakeEngine()
+    running, waiting = request([1] * 7, [2] * 7, 9, 1), request([1], [], 1, 2)
+    engine.scheduler.enqueue(running)
+    engine.step()
+    engine.scheduler.enqueue(waiting)
+    for r in (running, waiting):
+        r.cancel()
+    assert not engine.step()
+    for r in (running, waiting):
+        with pytest.raises(CancelledError):
+            r.raise_if_failed()
+    assert engine.scheduler.num_free_blocks == 64
+
+
+def test_non_finite_logits_end_one_request_and_no_other():
+    engine = FakeEngine()
+    bad, good = request([1], [2], 5, 1), request([1], [2], 5, 2)
+    engine.poisoned.add((1, 2))
+    for r in (bad, good):
+        engine.scheduler.enqueue(r)
+    engine.run()
+    with pytest.raises(NumericalError, match="image token 2"):
+        bad.raise_if_failed()
+    assert list(good.codes) == expected_codes(good)
+    assert_drawn_from_own_history(engine, [bad, good])
+
+
+def test_full_queue_refuses():
+    engine = FakeEngine(max_queue=2)
+    for seed in (1, 2):
+        engine.scheduler.enqueue(request([1], [], 1, seed))
+    with pytest.raises(QueueFullError, match="2 requests wait"):
+        engine.scheduler.enqueue(request([1], [], 1, 3))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompt": []}, "prompt_ids: expected at least one token"),
+        ({"prompt": [OFFSET + CODES]}, "token id: expected 0..79, got 80"),
+        ({"negative": [-1]}, "token id: expected 0..79, got -1"),
+        ({"num_image_tokens": 0}, "image tokens: expected at least 1, got 0"),
+        ({"num_image_tokens": 1000}, "request of 1001 tokens: the model knows 1000 positions"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"temperature": -0.5}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_k": 0}, "top_k: expected 1..30, got 0"),
+        ({"top_k": 31}, "top_k: expected 1..30, got 31"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_impossible_request_is_refused_with_its_reason(change, message):
+    r = request([1], [2], 1)
+    for name, value in change.items():
+        setattr(r, name, value)
+    with pytest.raises(InvalidRequestError, match=message):
+        FakeEngine(num_blocks=1000).scheduler.enqueue(r)
+
+
+def test_scored_positions_get_the_logits_of_their_own_rows():
+    engine = FakeEngine(max_tokens=7, max_logit_rows=6)
+    codes = [5, 4, 3, 2, 1, 0, 9, 8, 7, 6]
+    r = request([1, 2, 0, 1, 2, 1, 0, 0, 1], [], len(codes))
+    r.forced_codes = codes
+    scores = np.full((len(codes), CODES), np.nan, np.float32)
+    r.scores = _C.Tensor.from_numpy(scores)
+    other = request([1, 1], [2], 12, seed=3)
+    engine.scheduler.enqueue(other)
+    engine.step()
+    engine.scheduler.enqueue(r)
+    # A row of logits says which history it was computed from, by its length and its last token.
+    while engine.scheduler.next(engine.plan):
+        rows = engine.plan.logit_rows.numpy()[: engine.plan.num_logit_rows]
+        for i, row in enumerate(rows):
+            engine.logits.numpy()[i] = engine.plan.positions.numpy()[row] * 100 + engine.plan.token_ids.numpy()[row]
+        engine.plan.token.numpy()[:] = 0
+        engine.scheduler.commit(engine.plan, engine.logits)
+    sequence = list(r.prompt) + [code + OFFSET for code in codes]
+    first = len(r.prompt) - 1
+    np.testing.assert_array_equal(scores[:, 0], [p * 100 + sequence[p] for p in range(first, first + len(codes))])
+    assert (scores == scores[:, :1]).all()
