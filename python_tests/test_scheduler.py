@@ -277,13 +277,20 @@ def test_impossible_request_is_refused_with_its_reason(change, message):
         FakeEngine(num_blocks=1000).scheduler.enqueue(r)
 
 
-def test_scored_positions_get_the_logits_of_their_own_rows():
+@pytest.mark.parametrize("scored_before", [False, True])
+def test_scored_positions_get_the_logits_of_their_own_rows(scored_before):
     engine = FakeEngine(max_tokens=7, max_logit_rows=6)
     codes = [5, 4, 3, 2, 1, 0, 9, 8, 7, 6]
     r = request([1, 2, 0, 1, 2, 1, 0, 0, 1], [], len(codes))
     r.forced_codes = codes
     scores = np.full((len(codes), CODES), np.nan, np.float32)
     r.scores = _C.Tensor.from_numpy(scores)
+    if scored_before:
+        # Leaves its blocks behind; every logit is wanted again all the same.
+        earlier = request(r.prompt, [], len(codes))
+        earlier.forced_codes, earlier.scores = codes, _C.Tensor.zeros(scores.shape, "float32")
+        engine.scheduler.enqueue(earlier)
+        engine.run()
     other = request([1, 1], [2], 12, seed=3)
     engine.scheduler.enqueue(other)
     engine.step()

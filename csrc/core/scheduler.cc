@@ -96,8 +96,11 @@ void Scheduler::drop_cancelled() {
 void Scheduler::admit() {
   while (!queue_.empty() && !free_slots_.empty()) {
     Running running{queue_.front(), rows_of(*queue_.front())};
-    for (Sequence& row : running.rows) {
-      if (allocator_.reserve(row.prompt, blocks_for(row, *running.request), row.blocks)) continue;
+    for (size_t i = 0; i < running.rows.size(); ++i) {
+      Sequence& row = running.rows[i];
+      // Forced codes are not shared: the logits of every one of them are wanted, so each must be computed.
+      const auto& text = i == 0 ? running.request->prompt : running.request->negative;
+      if (allocator_.reserve(text, blocks_for(row, *running.request), row.blocks)) continue;
       // All blocks or none. First come, first served: nobody overtakes.
       for (const Sequence& other : running.rows) allocator_.release(other.blocks);
       return;
