@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-_KINDS = {"float32": b"FloatStorage", "bfloat16": b"BFloat16Storage", "float16": b"HalfStorage",
-          "int32": b"IntStorage", "int64": b"LongStorage"}
+_KINDS = {
+    "float32": b"FloatStorage",
+    "bfloat16": b"BFloat16Storage",
+    "float16": b"HalfStorage",
+    "int32": b"IntStorage",
+    "int64": b"LongStorage",
+}
 
 
 def write_jit(path, tensors, root="module", pickle_bytes=None, compression=zipfile.ZIP_STORED) -> Path:
@@ -40,9 +45,17 @@ def tensor_code(key: str, dtype: str, shape, strides=None, offset=0, elements=No
     count = int(np.prod(shape)) if elements is None else elements
     if strides is None:
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
-    storage = b"(" + text("storage") + b"ctorch\n" + _KINDS[dtype] + b"\n" + text(key) + text("cpu") + number(count) + b"tQ"
+    storage = (
+        b"(" + text("storage") + b"ctorch\n" + _KINDS[dtype] + b"\n" + text(key) + text("cpu") + number(count) + b"tQ"
+    )
     sizes = b"(" + b"".join(number(n) for n in shape) + b"t(" + b"".join(number(n) for n in strides) + b"t"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + sizes + b"\x89ccollections\nOrderedDict\n)RtR"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + sizes
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def text(value: str) -> bytes:

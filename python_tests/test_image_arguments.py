@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.image import CosmosTokenizer
 from simplear_engine.image.random import write_random_tokenizer

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from simplear_engine.image import CosmosTokenizer, TokenizerConfig
 from simplear_engine.image.random import random_tensor, shapes, write_random_tokenizer
 
@@ -26,13 +27,17 @@ class TorchTokenizer:
 
     def __init__(self, config: TokenizerConfig, seed: int):
         self.config = config
-        self.weights = {name: torch.from_numpy(random_tensor(name, shape, seed)) for name, shape in shapes(config).items()}
+        self.weights = {
+            name: torch.from_numpy(random_tensor(name, shape, seed)) for name, shape in shapes(config).items()
+        }
 
     def conv(self, x, name, **kwargs):
         return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **kwargs)
 
     def norm(self, x, name):
-        return F.group_norm(x, self.config.num_groups, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6)
+        return F.group_norm(
+            x, self.config.num_groups, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6
+        )
 
     def block(self, x, name):
         h = self.conv(F.silu(self.norm(x, f"{name}.norm1")), f"{name}.conv1", padding=1)
@@ -124,5 +129,7 @@ def indices_of(z, levels):
 
 def margin(z, levels):
     """Distance to the nearest rounding boundary: nearer ones may go either way."""
-    distances = [np.abs(np.abs(b - np.rint(b)) - 0.5) for d, level in enumerate(levels) for b in [bounded(z[:, d], level)]]
+    distances = [
+        np.abs(np.abs(b - np.rint(b)) - 0.5) for d, level in enumerate(levels) for b in [bounded(z[:, d], level)]
+    ]
     return np.min(distances, 0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from simplear_engine.image import CosmosTokenizer, fsq
 
 DATA = Path(__file__).parent / "data"
@@ -42,7 +43,9 @@ def test_encoded_indices_are_equal(tokenizer, vectors, size):
 
 @pytest.mark.parametrize("size", ["4x4", "8x8"])
 def test_bfloat16_image_is_as_near_as_the_original_in_bfloat16(tokenizer_bf16, vectors, size):
-    difference = np.abs(tokenizer_bf16.decode(vectors[f"dec_{size}_indices"][0]) - vectors[f"dec_{size}_image"][:, :, 0])
+    difference = np.abs(
+        tokenizer_bf16.decode(vectors[f"dec_{size}_indices"][0]) - vectors[f"dec_{size}_image"][:, :, 0]
+    )
     assert difference.max() < 0.12
     assert difference.mean() < 0.015
 

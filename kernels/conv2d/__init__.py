@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, Op, Out
 
 _PANEL_ROWS = 16
+_MAX_KERNEL = 4  # conv2d.cc keeps that many rows and columns of pointers
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ def pack(weight: np.ndarray, dtype: str, pool) -> PackedKernels:
     from simplear_engine import _C
 
     corners, out, size, _, channels = weight.shape
+    if size > _MAX_KERNEL:
+        raise UnsupportedError(f"conv2d: kernels of at most {_MAX_KERNEL} x {_MAX_KERNEL}, got {size}")
     # Corners begin at whole panels; bfloat16 takes channels in pairs.
     rows = -(-out // _PANEL_ROWS) * _PANEL_ROWS if corners > 1 else out
     even = -(-channels // 2) * 2 if dtype == "bfloat16" else channels
@@ -79,7 +81,9 @@ def make_inputs(case, rng):
     return inputs
 
 
-def case(batch, height, width, channels, out, kernel, stride=1, pad=0, corners=1, dtype="float32", y=None, residual=False):
+def case(
+    batch, height, width, channels, out, kernel, stride=1, pad=0, corners=1, dtype="float32", y=None, residual=False
+):
     step = 2 if corners == 4 else 1
     axes = {"B": batch, "H": height, "W": width, "C": channels, "M": out, "R": kernel, "N": corners}
     axes |= {"P": height // stride * step, "Q": width // stride * step}
@@ -105,9 +109,16 @@ def cases():
 OP = Op(
     name="conv2d",
     axes={
-        "B": "batch", "H": "height", "W": "width", "C": "in_channels", "P": "out_height", "Q": "out_width",
-        "M": "out_channels", "R": "kernel", "N": "corners",
-    },  # fmt: skip
+        "B": "batch",
+        "H": "height",
+        "W": "width",
+        "C": "in_channels",
+        "P": "out_height",
+        "Q": "out_width",
+        "M": "out_channels",
+        "R": "kernel",
+        "N": "corners",
+    },
     args={
         "x": In("B, H, W, C", FLOAT),
         "weight": In("N, M, R, R, C", FLOAT),
@@ -124,12 +135,19 @@ OP = Op(
         case(1, h, h, c, m, r, pad=r // 2 if n == 1 else 0, corners=n, dtype=dtype)
         for dtype in ("bfloat16", "float32")
         for h, c, m, r, n in [
-            (32, 512, 512, 3, 1), (64, 512, 512, 3, 1), (128, 256, 256, 3, 1), (64, 512, 512, 2, 4),
-            (128, 512, 256, 1, 1), (128, 256, 48, 3, 1), (8, 128, 128, 3, 1),
+            (32, 512, 512, 3, 1),
+            (64, 512, 512, 3, 1),
+            (128, 256, 256, 3, 1),
+            (64, 512, 512, 2, 4),
+            (128, 512, 256, 1, 1),
+            (128, 256, 48, 3, 1),
+            (8, 128, 128, 3, 1),
         ]
-    ],  # fmt: skip
+    ],
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["y"] == "bfloat16" else (1e-5, 1e-5),
-    bytes_moved=lambda a, dtypes: (2 if dtypes["x"] == "bfloat16" else 4)
-    * (a["B"] * (a["H"] * a["W"] * a["C"] + a["P"] * a["Q"] * a["M"]) + a["N"] * a["M"] * a["R"] ** 2 * a["C"]),
+    bytes_moved=lambda a, dtypes: (
+        (2 if dtypes["x"] == "bfloat16" else 4)
+        * (a["B"] * (a["H"] * a["W"] * a["C"] + a["P"] * a["Q"] * a["M"]) + a["N"] * a["M"] * a["R"] ** 2 * a["C"])
+    ),
     flops=lambda a: 2 * a["B"] * a["P"] * a["Q"] * a["M"] * a["R"] ** 2 * a["C"],
 )

@@ -1,7 +1,7 @@
-// Convolution of an image [height, width, channels] with weights that were packed at load, as an implicit matrix product:
+// Convolution of channel-last images with weights that were packed at load, as an implicit matrix product:
 //
-//   y[b, i, j, m] = bias[m] + residual[b, i, j, m]
-//                 + sum over taps (u, v) and channels c of weight[m, u, v, c] * x[b, i * stride + u - pad, j * stride + v - pad, c]
+//   y[b, i, j, m] = bias[m] + residual[b, i, j, m] + sum over taps (u, v) and channels c of
+//                   weight[m, u, v, c] * x[b, i * stride + u - pad, j * stride + v - pad, c]
 //
 // where x outside its borders is 0. With corners = 4 the result has twice the height and width: each of the four
 // positions of a 2x2 cell has weights of its own, and pad is 1 - (its row or column in the cell). Nearest-neighbour x2
@@ -9,8 +9,8 @@
 //
 // Products and sums in float32, rounded once at the end; x and weight have the same type. Each output is summed over
 // (u, v, c) in ascending order by one accumulator, whatever its neighbours are (contract C2). The arithmetic is the
-// floor: 2 * B * H_out * W_out * M * taps * C operations. A group of weight panels stays in the second-level cache while
-// the pixels stream past it.
+// floor: 2 * B * H_out * W_out * M * taps * C operations. A group of weight panels stays in the second-level cache
+// while the pixels stream past it.
 #pragma once
 
 #include "core/op.h"
@@ -19,7 +19,8 @@ namespace simplear {
 
 struct Conv2dParams {
   AnyPtr x;           // [B, H, W, C] float32 or bfloat16
-  AnyPtr weight;      // per corner packed [M, kernel * kernel * C'] (csrc/cpu/panels.h), dtype of x; C' = C, even for bfloat16
+  AnyPtr weight;      // dtype of x; for each corner [M, kernel * kernel * C'] in panels (csrc/cpu/panels.h), C' = C
+                      // rounded up to even for bfloat16
   const float* bias;  // [M]
   AnyPtr residual;    // [B, H_out, W_out, M] or null, dtype of y
   AnyPtr y;           // [B, H_out, W_out, M] out, float32 or bfloat16
@@ -30,14 +31,14 @@ struct Conv2dParams {
 };
 
 inline constexpr Field kConv2dFields[] = {
-    SIMPLEAR_FIELD(Conv2dParams, x),            SIMPLEAR_FIELD(Conv2dParams, weight),
-    SIMPLEAR_FIELD(Conv2dParams, bias),         SIMPLEAR_FIELD(Conv2dParams, residual),
-    SIMPLEAR_FIELD(Conv2dParams, y),            SIMPLEAR_FIELD(Conv2dParams, batch),
-    SIMPLEAR_FIELD(Conv2dParams, height),       SIMPLEAR_FIELD(Conv2dParams, width),
-    SIMPLEAR_FIELD(Conv2dParams, in_channels),  SIMPLEAR_FIELD(Conv2dParams, out_height),
-    SIMPLEAR_FIELD(Conv2dParams, out_width),    SIMPLEAR_FIELD(Conv2dParams, out_channels),
-    SIMPLEAR_FIELD(Conv2dParams, kernel),       SIMPLEAR_FIELD(Conv2dParams, stride),
-    SIMPLEAR_FIELD(Conv2dParams, pad),          SIMPLEAR_FIELD(Conv2dParams, corners),
+    SIMPLEAR_FIELD(Conv2dParams, x),           SIMPLEAR_FIELD(Conv2dParams, weight),
+    SIMPLEAR_FIELD(Conv2dParams, bias),        SIMPLEAR_FIELD(Conv2dParams, residual),
+    SIMPLEAR_FIELD(Conv2dParams, y),           SIMPLEAR_FIELD(Conv2dParams, batch),
+    SIMPLEAR_FIELD(Conv2dParams, height),      SIMPLEAR_FIELD(Conv2dParams, width),
+    SIMPLEAR_FIELD(Conv2dParams, in_channels), SIMPLEAR_FIELD(Conv2dParams, out_height),
+    SIMPLEAR_FIELD(Conv2dParams, out_width),   SIMPLEAR_FIELD(Conv2dParams, out_channels),
+    SIMPLEAR_FIELD(Conv2dParams, kernel),      SIMPLEAR_FIELD(Conv2dParams, stride),
+    SIMPLEAR_FIELD(Conv2dParams, pad),         SIMPLEAR_FIELD(Conv2dParams, corners),
 };
 
 }  // namespace simplear

@@ -1,7 +1,6 @@
 """Group normalisation with optional SiLU; see group_norm.h."""
 
 import numpy as np
-
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, Op, Out
 
 
@@ -51,6 +50,8 @@ OP = Op(
     ],
     # A mean of ten deviations costs a digit of float32 in x * scale + shift.
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["y"] == "bfloat16" else (1e-5, 3e-5),
-    bytes_moved=lambda a, dtypes: a["B"] * a["H"] * a["W"] * a["C"] * sum(2 if d == "bfloat16" else 4 for d in dtypes.values()),
+    bytes_moved=lambda a, dtypes: (
+        a["B"] * a["H"] * a["W"] * a["C"] * sum(2 if d == "bfloat16" else 4 for d in dtypes.values())
+    ),
     flops=lambda a: 12 * a["B"] * a["H"] * a["W"] * a["C"],
 )

@@ -26,11 +26,11 @@ struct GroupNormParams {
 };
 
 inline constexpr Field kGroupNormFields[] = {
-    SIMPLEAR_FIELD(GroupNormParams, x),        SIMPLEAR_FIELD(GroupNormParams, weight),
-    SIMPLEAR_FIELD(GroupNormParams, bias),     SIMPLEAR_FIELD(GroupNormParams, y),
-    SIMPLEAR_FIELD(GroupNormParams, batch),    SIMPLEAR_FIELD(GroupNormParams, height),
-    SIMPLEAR_FIELD(GroupNormParams, width),    SIMPLEAR_FIELD(GroupNormParams, channels),
-    SIMPLEAR_FIELD(GroupNormParams, groups),   SIMPLEAR_FIELD(GroupNormParams, silu),
+    SIMPLEAR_FIELD(GroupNormParams, x),      SIMPLEAR_FIELD(GroupNormParams, weight),
+    SIMPLEAR_FIELD(GroupNormParams, bias),   SIMPLEAR_FIELD(GroupNormParams, y),
+    SIMPLEAR_FIELD(GroupNormParams, batch),  SIMPLEAR_FIELD(GroupNormParams, height),
+    SIMPLEAR_FIELD(GroupNormParams, width),  SIMPLEAR_FIELD(GroupNormParams, channels),
+    SIMPLEAR_FIELD(GroupNormParams, groups), SIMPLEAR_FIELD(GroupNormParams, silu),
     SIMPLEAR_FIELD(GroupNormParams, eps),
 };
 

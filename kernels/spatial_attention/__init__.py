@@ -1,7 +1,6 @@
 """One head of attention among all positions of an image, plus a residual; see spatial_attention.h."""
 
 import numpy as np
-
 from simplear_engine.kernels.op import FLOAT, Case, In, Op, Out
 
 

@@ -22,9 +22,9 @@ struct SpatialAttentionParams {
 };
 
 inline constexpr Field kSpatialAttentionFields[] = {
-    SIMPLEAR_FIELD(SpatialAttentionParams, qkv),    SIMPLEAR_FIELD(SpatialAttentionParams, residual),
-    SIMPLEAR_FIELD(SpatialAttentionParams, y),      SIMPLEAR_FIELD(SpatialAttentionParams, batch),
-    SIMPLEAR_FIELD(SpatialAttentionParams, height), SIMPLEAR_FIELD(SpatialAttentionParams, width),
+    SIMPLEAR_FIELD(SpatialAttentionParams, qkv),      SIMPLEAR_FIELD(SpatialAttentionParams, residual),
+    SIMPLEAR_FIELD(SpatialAttentionParams, y),        SIMPLEAR_FIELD(SpatialAttentionParams, batch),
+    SIMPLEAR_FIELD(SpatialAttentionParams, height),   SIMPLEAR_FIELD(SpatialAttentionParams, width),
     SIMPLEAR_FIELD(SpatialAttentionParams, channels), SIMPLEAR_FIELD(SpatialAttentionParams, scale),
 };
 

@@ -95,8 +95,13 @@ class TokenizerConfig:
             temporal_compression=reader.power_of_two("temporal_compression", 1, 256, default=8),
             num_groups=1 if name == "DV" else reader.number("num_groups", 1, _MAX_CHANNELS, default=32),
         )
-        for key, only in (("patch_method", "haar"), ("quantizer", "FSQ"), ("legacy_mode", False),
-                          ("in_channels", 3), ("out_channels", 3)):
+        for key, only in (
+            ("patch_method", "haar"),
+            ("quantizer", "FSQ"),
+            ("legacy_mode", False),
+            ("in_channels", 3),
+            ("out_channels", 3),
+        ):
             if fields.get(key, only) != only:
                 reader.problems.append(f"{key}: only {only!r} is supported, got {fields[key]!r}")
         if not reader.problems:
@@ -118,22 +123,27 @@ def _contradictions(config: TokenizerConfig, fields: dict) -> list[str]:
     steps = config.num_spatial_steps
     # The video network resamples between all levels; the image network may stop earlier.
     if not 0 <= steps <= last or (config.is_video and steps != last):
-        problems.append(f"spatial_compression {config.spatial_compression} with patch_size {config.patch_size} needs "
-                        f"{steps} resamplings, channels_mult allows {last}")
+        problems.append(
+            f"spatial_compression {config.spatial_compression} with patch_size {config.patch_size} needs "
+            f"{steps} resamplings, channels_mult allows {last}"
+        )
     if config.is_video and not 0 <= config.num_temporal_steps < max(steps, 1):
-        problems.append(f"temporal_compression {config.temporal_compression} with patch_size {config.patch_size}: "
-                        f"unsupported with {steps} spatial resamplings")
+        problems.append(
+            f"temporal_compression {config.temporal_compression} with patch_size {config.patch_size}: "
+            f"unsupported with {steps} spatial resamplings"
+        )
     if not config.is_video:
         for channels in (config.channels, *config.level_channels):
             if channels % config.num_groups:
                 problems.append(f"num_groups {config.num_groups} does not divide {channels} channels")
                 break
     attention = fields.get("attn_resolutions") or []
-    first = (fields.get("resolution") or 1024)
+    first = fields.get("resolution") or 1024
     if not isinstance(attention, list) or type(first) is not int or first < 1:
         return problems + ["attn_resolutions: expected a list, and resolution a positive number"]
     inside = {first // config.patch_size >> level for level in range(last + 1)}.intersection(
-        a for a in attention if type(a) is int)
+        a for a in attention if type(a) is int
+    )
     if inside:
         problems.append(f"attn_resolutions: attention inside the levels (at {sorted(inside)}) is not supported")
     return problems
@@ -162,8 +172,11 @@ class _Reader:
 
     def numbers(self, key: str, low: int, high: int, most: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         value = self.fields.get(key, list(default))
-        if isinstance(value, list) and 1 <= len(value) <= most and all(
-                type(v) is int and low <= v <= high for v in value):
+        if (
+            isinstance(value, list)
+            and 1 <= len(value) <= most
+            and all(type(v) is int and low <= v <= high for v in value)
+        ):
             return tuple(value)
         self.problems.append(f"{key}: expected 1..{most} whole numbers in {low}..{high}, got {_short(value)}")
         return (low,)

@@ -23,8 +23,9 @@ def deduce_config(tensors: dict, where: str) -> TokenizerConfig:
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) < 2:
-            raise CheckpointError(f"{where}: the configuration cannot be deduced: no tensor {name}; "
-                                  "expected a Cosmos DV or DI tokenizer")
+            raise CheckpointError(
+                f"{where}: the configuration cannot be deduced: no tensor {name}; expected a Cosmos DV or DI tokenizer"
+            )
         return tensors[name].shape
 
     of_half = [name for name in tensors if name.startswith(f"{half}.")]

@@ -73,9 +73,15 @@ class _Folder:
                     layers.append(self.conv(affine, full_precision=from_pixels))
                 case stages.ResBlock(prefix, inside, out):
                     shortcut = self.conv(self.affine(f"{prefix}.nin_shortcut")) if inside != out else None
-                    layers.append(ResBlock(
-                        self.norm(f"{prefix}.norm1"), self.conv(self.affine3x3(f"{prefix}.conv1")),
-                        self.norm(f"{prefix}.norm2"), self.conv(self.affine3x3(f"{prefix}.conv2")), shortcut))
+                    layers.append(
+                        ResBlock(
+                            self.norm(f"{prefix}.norm1"),
+                            self.conv(self.affine3x3(f"{prefix}.conv1")),
+                            self.norm(f"{prefix}.norm2"),
+                            self.conv(self.affine3x3(f"{prefix}.conv2")),
+                            shortcut,
+                        )
+                    )
                 case stages.Attention(prefix, channels):
                     layers += self.attention(prefix, channels)
                 case stages.Downsample():
@@ -96,8 +102,8 @@ class _Folder:
     def affine(self, prefix: str) -> _Affine:
         dtype = self.packer.fold_dtype
         weight = self.read(f"{prefix}{self.wrap}.weight")
-        if weight.ndim == 5:
-            weight = weight.sum(2, dtype=dtype)  # every temporal tap sees the same frame
+        if weight.ndim == 5:  # every temporal tap sees the same frame
+            weight = weight[:, :, 0] if weight.shape[2] == 1 else weight.sum(2, dtype=dtype)
         return _Affine(weight.astype(dtype, copy=False), self.read(f"{prefix}{self.wrap}.bias").astype(dtype))
 
     def affine3x3(self, prefix: str) -> _Affine:
@@ -168,10 +174,6 @@ class _Folder:
         return affine.then(_Affine(matrix[:, :, None, None], np.zeros(len(matrix))))
 
 
-# [row or column of the corner][tap of its 2x2 kernel] -> taps of the 3x3 kernel that meet the same input.
-_CORNER_TAPS = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
-
-
 def corner_kernels(weight: np.ndarray) -> np.ndarray:
     """[O, I, 3, 3] for the doubled grid -> [4, O, I, 2, 2] for the original one, corner (0,0), (0,1), (1,0), (1,1).
 
@@ -179,9 +181,15 @@ def corner_kernels(weight: np.ndarray) -> np.ndarray:
     twice and the one below once. The same for columns.
     """
     corners = np.empty((4, *weight.shape[:2], 2, 2), weight.dtype)
-    for corner in range(4):
-        row, column = divmod(corner, 2)
-        taps_of_rows, taps_of_columns = _CORNER_TAPS[row], _CORNER_TAPS[column]
-        for a, b in np.ndindex(2, 2):
-            corners[corner, :, :, a, b] = weight[:, :, taps_of_rows[a], taps_of_columns[b]].sum((2, 3))
+    for row in range(2):
+        for a, rows in enumerate(_merge(weight, 2, row)):
+            for column in range(2):
+                for b, taps in enumerate(_merge(rows, 2, column)):
+                    corners[2 * row + column, :, :, a, b] = taps
     return corners
+
+
+def _merge(weight: np.ndarray, axis: int, lower: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three taps along `axis` -> the two that the upper or lower position of a pair sees."""
+    first, second, third = np.moveaxis(weight, axis, 0)
+    return (first + second, third) if lower else (first, second + third)

@@ -33,7 +33,9 @@ class JitTensor:
     @property
     def data(self) -> np.ndarray:
         storage = self.view.storage
-        numbers = np.frombuffer(self.archive.read(self.entry, self.entry.size), dtypes.STORAGE[self.dtype], storage.size)
+        numbers = np.frombuffer(
+            self.archive.read(self.entry, self.entry.size), dtypes.STORAGE[self.dtype], storage.size
+        )
         strides = tuple(stride * numbers.itemsize for stride in self.view.strides)
         view = np.lib.stride_tricks.as_strided(numbers[self.view.offset :], self.shape, strides, writeable=False)
         return np.ascontiguousarray(view)

@@ -140,9 +140,12 @@ class _Reader:
     def global_(self) -> None:
         name = f"{self.line()}.{self.line()}"
         module, _, kind = name.rpartition(".")
-        allowed = name in (_REBUILD, _PARAMETER, "collections.OrderedDict") or name.startswith("__torch__.") \
-            or (module == "torch" and kind in STORAGE_DTYPES) \
+        allowed = (
+            name in (_REBUILD, _PARAMETER, "collections.OrderedDict")
+            or name.startswith("__torch__.")
+            or (module == "torch" and kind in STORAGE_DTYPES)
             or (module == "torch.jit._pickle" and kind.startswith("build_"))
+        )
         if not allowed:
             self.fail(f"names the global {name!r:.200}, which a tokenizer file has no use for")
         self.push(Global(name))
@@ -185,7 +188,9 @@ class _Reader:
 
     def tensor(self, arguments: tuple) -> TensorView:
         match arguments:
-            case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if len(shape) == len(strides) <= 8:
+            case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if (
+                len(shape) == len(strides) <= 8
+            ):
                 if all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *shape, *strides)):
                     return TensorView(storage, offset, shape, strides)
         self.fail("a tensor is described wrongly")

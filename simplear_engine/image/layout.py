@@ -13,8 +13,10 @@ from simplear_engine.image.config import TokenizerConfig
 Shapes = dict[str, tuple[int, ...]]
 
 # Constants of the traced modules; what they hold follows from the configuration.
-_BUFFER = re.compile(r"(encoder\.patcher|decoder\.unpatcher)(3d)?\.(wavelets|_arange|patch_size_buffer)"
-                     r"|(inv_quant\.)?quantizer\.(_levels|_basis|implicit_codebook)")
+_BUFFER = re.compile(
+    r"(encoder\.patcher|decoder\.unpatcher)(3d)?\.(wavelets|_arange|patch_size_buffer)"
+    r"|(inv_quant\.)?quantizer\.(_levels|_basis|implicit_codebook)"
+)
 
 
 def is_buffer(name: str) -> bool:

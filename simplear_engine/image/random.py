@@ -8,19 +8,31 @@ from pathlib import Path
 import numpy as np
 
 from simplear_engine import dtypes
-from simplear_engine.safetensors_file import StreamedTensor, write_safetensors
 from simplear_engine.image import layout
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.source import FILE_NAME
+from simplear_engine.safetensors_file import StreamedTensor, write_safetensors
 
-_PUBLISHED = {"channels": 128, "channels_mult": [2, 4, 4], "num_res_blocks": 2, "patch_size": 4,
-              "spatial_compression": 16, "embedding_dim": 6, "levels": [8, 8, 8, 5, 5, 5]}
+_PUBLISHED = {
+    "channels": 128,
+    "channels_mult": [2, 4, 4],
+    "num_res_blocks": 2,
+    "patch_size": 4,
+    "spatial_compression": 16,
+    "embedding_dim": 6,
+    "levels": [8, 8, 8, 5, 5, 5],
+}
 DV8X16X16 = TokenizerConfig.from_dict({"name": "DV", "z_channels": 16, **_PUBLISHED}, "DV8x16x16")
 DI16X16 = TokenizerConfig.from_dict({"name": "DI", "z_channels": 256, **_PUBLISHED}, "DI16x16")
 
 
-def write_random_tokenizer(path, config: TokenizerConfig | dict = DV8X16X16, seed: int = 0, dtype: str = "float32",
-                           parts: tuple[str, ...] = ("encoder", "decoder")) -> Path:
+def write_random_tokenizer(
+    path,
+    config: TokenizerConfig | dict = DV8X16X16,
+    seed: int = 0,
+    dtype: str = "float32",
+    parts: tuple[str, ...] = ("encoder", "decoder"),
+) -> Path:
     """Writes a tokenizer to the file `path` (*.safetensors) or into the folder `path`; returns the file's path.
 
     A tensor's numbers depend on its name and `seed` only, so the same network comes out in any dtype, whole or in half.
@@ -32,8 +44,9 @@ def write_random_tokenizer(path, config: TokenizerConfig | dict = DV8X16X16, see
         path.mkdir(parents=True, exist_ok=True)
         path = path / FILE_NAME
     tensors = {
-        name: StreamedTensor(dtype, shape, lambda name=name, shape=shape: [
-            dtypes.from_float32(random_tensor(name, shape, seed), dtype)])
+        name: StreamedTensor(
+            dtype, shape, lambda name=name, shape=shape: [dtypes.from_float32(random_tensor(name, shape, seed), dtype)]
+        )
         for name, shape in shapes(config, parts).items()
     }
     write_safetensors(path, tensors, {"config": json.dumps(config.to_dict())})

@@ -13,11 +13,11 @@ import numpy as np
 
 from simplear_engine import dtypes
 from simplear_engine.errors import CheckpointError
-from simplear_engine.safetensors_file import read_safetensors
 from simplear_engine.image import fsq, layout
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.deduce import deduce_config
 from simplear_engine.image.jit_file import read_jit
+from simplear_engine.safetensors_file import read_safetensors
 
 FILE_NAME = "tokenizer.safetensors"
 _JIT_NAMES = ("encoder.jit", "decoder.jit")
@@ -93,8 +93,9 @@ def _check_layout(path: Path, config: TokenizerConfig, tensors: dict) -> tuple[b
     if not any(present):
         problems.append("neither an encoder nor a decoder")
     if problems:
-        raise CheckpointError(f"{path}: {len(problems)} faults in a {config.name} tokenizer's tensors:\n  "
-                              + "\n  ".join(problems))
+        raise CheckpointError(
+            f"{path}: {len(problems)} faults in a {config.name} tokenizer's tensors:\n  " + "\n  ".join(problems)
+        )
     return present[0], present[1]
 
 
@@ -103,17 +104,20 @@ def _check_buffers(path: Path, config: TokenizerConfig, tensors: dict) -> None:
     for prefix in ("quantizer.", "inv_quant.quantizer."):
         levels = tensors.get(f"{prefix}_levels")
         if levels is not None and tuple(levels.data.reshape(-1).tolist()) != config.levels:
-            raise CheckpointError(f"{path}: {prefix}_levels: expected {list(config.levels)}, got {levels.data.tolist()}")
+            raise CheckpointError(
+                f"{path}: {prefix}_levels: expected {list(config.levels)}, got {levels.data.tolist()}"
+            )
         codebook = tensors.get(f"{prefix}implicit_codebook")
         if codebook is not None:
             expected = fsq.decode(np.arange(config.num_codes), config.levels)
             if codebook.shape != expected.shape or not np.allclose(codebook.to_float32(), expected, atol=1e-2):
-                raise CheckpointError(f"{path}: {prefix}implicit_codebook: is not the grid of levels {list(config.levels)}")
+                raise CheckpointError(
+                    f"{path}: {prefix}implicit_codebook: is not the grid of levels {list(config.levels)}"
+                )
 
 
 def _check_finite(path: Path, tensors: dict) -> None:
-    bad = [name for name, tensor in tensors.items()
-           if not layout.is_buffer(name) and not _is_finite(tensor)]
+    bad = [name for name, tensor in tensors.items() if not layout.is_buffer(name) and not _is_finite(tensor)]
     if bad:
         raise CheckpointError(f"{path}: weights are not finite in " + ", ".join(bad))
 

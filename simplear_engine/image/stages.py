@@ -100,5 +100,8 @@ def decoder_stages(config: TokenizerConfig) -> list:
 
 
 def _middle(prefix: str, channels: int) -> list:
-    return [ResBlock(f"{prefix}.block_1", channels, channels), Attention(f"{prefix}.attn_1", channels),
-            ResBlock(f"{prefix}.block_2", channels, channels)]
+    return [
+        ResBlock(f"{prefix}.block_1", channels, channels),
+        Attention(f"{prefix}.attn_1", channels),
+        ResBlock(f"{prefix}.block_2", channels, channels),
+    ]

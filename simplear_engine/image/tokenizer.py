@@ -57,11 +57,15 @@ class CosmosTokenizer:
             raise CheckpointError(f"{self._source.path}: holds no decoder, so it cannot turn codes into pictures")
         indices = np.asarray(indices)
         if indices.ndim != 3 or indices.dtype.kind not in "iu":
-            raise InvalidRequestError(f"indices: expected integers [B, h, w], got {indices.dtype} {list(indices.shape)}")
+            raise InvalidRequestError(
+                f"indices: expected integers [B, h, w], got {indices.dtype} {list(indices.shape)}"
+            )
         if 0 in indices.shape:
             raise InvalidRequestError(f"indices: expected at least one code, got {list(indices.shape)}")
         if indices.min() < 0 or indices.max() >= self.num_codes:
-            raise InvalidRequestError(f"indices: expected 0..{self.num_codes - 1}, got {indices.min()}..{indices.max()}")
+            raise InvalidRequestError(
+                f"indices: expected 0..{self.num_codes - 1}, got {indices.min()}..{indices.max()}"
+            )
         codes = fsq.decode(indices, self.config.levels)
         return self._decoder.run(codes, lambda patches: pixels.patches_to_image(patches, self.config.patch_size))
 

@@ -176,5 +176,10 @@ class ZipFile:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(name) and not name.startswith("/") and "\\" not in name and "\0" not in name \
+    return (
+        bool(name)
+        and not name.startswith("/")
+        and "\\" not in name
+        and "\0" not in name
         and ".." not in PurePosixPath(name).parts
+    )

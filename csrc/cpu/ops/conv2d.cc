@@ -21,7 +21,11 @@ struct Pixels {
   int corner_row, corner_column;
 
   Pixels(const Conv2dParams& params, const T* zeros, int corner)
-      : p(params), x(static_cast<const T*>(params.x.data)), zeros(zeros), corner_row(corner / 2), corner_column(corner % 2) {
+      : p(params),
+        x(static_cast<const T*>(params.x.data)),
+        zeros(zeros),
+        corner_row(corner / 2),
+        corner_column(corner % 2) {
     const int step = p.corners == 4 ? 2 : 1;
     rows = p.out_height / step;
     columns = p.out_width / step;
@@ -50,12 +54,14 @@ struct Pixels {
 };
 
 template <int MR, int NP>
-inline void accumulate_tap(Tile<MR, NP>& tile, const float* const (&rows)[MR], const float* w, int64_t stride, int64_t k) {
+inline void accumulate_tap(Tile<MR, NP>& tile, const float* const (&rows)[MR], const float* w, int64_t stride,
+                           int64_t k) {
   tile.accumulate(rows, w, stride, k);
 }
 // An odd channel is paired with a zero, never with the neighbour's number.
 template <int MR, int NP>
-inline void accumulate_tap(Tile<MR, NP>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t stride, int64_t k) {
+inline void accumulate_tap(Tile<MR, NP>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t stride,
+                           int64_t k) {
   tile.accumulate(rows, w, stride, k / 2 * 2);
   if (k % 2 == 0) return;
   uint16_t last[MR][2];
@@ -90,10 +96,10 @@ inline void finish(const Conv2dParams& p, const Vec* sums, int64_t channel, int6
   }
 }
 
-// Taps [first_tap, end_tap) of MR pixels and NP panels. `sums` carries what earlier taps gave, unless this is all of them.
+// Taps [first_tap, end_tap) of MR pixels and NP panels. `sums` carries what earlier taps gave to what later ones add.
 template <int MR, int NP, class T, class Y>
-void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t panel, int first_tap,
-              int end_tap, float* sums) {
+void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t panel,
+              int first_tap, int end_tap, float* sums) {
   const int64_t channels = p.in_channels;
   const int64_t tap_size = (sizeof(T) == 2 ? even(channels) : channels) * kPanelRows;
   const int num_taps = p.kernel * p.kernel;
@@ -133,8 +139,8 @@ void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, i
 
 // Pixels [pixel, end) and panels [panel, panel_end), one part of the taps after the other.
 template <class T, class Y>
-void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end, int64_t panel,
-               int64_t panel_end, int taps_at_once, float* sums) {
+void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end,
+               int64_t panel, int64_t panel_end, int taps_at_once, float* sums) {
   const int num_taps = p.kernel * p.kernel;
   for (int first = 0; first < num_taps; first += taps_at_once) {
     const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
@@ -172,8 +178,8 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
       const T* weight = static_cast<const T*>(p.weight.data) + group / groups * corner_size;
       const int64_t first_pixel = tile * kMaxTileRows, last_pixel = first_pixel + count * kMaxTileRows;
       const int64_t first_panel = group % groups * kMaxTilePanels, last_panel = first_panel + kMaxTilePanels;
-      run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count, first_panel,
-                      last_panel < panels ? last_panel : panels, taps_at_once, sums);
+      run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count,
+                      first_panel, last_panel < panels ? last_panel : panels, taps_at_once, sums);
       begin += count;
     }
   });
@@ -183,8 +189,7 @@ void conv2d(const Conv2dParams& p, ThreadPool& pool) {
   const bool bf16_out = p.y.dtype == DType::kBFloat16;
   if (p.x.dtype == DType::kBFloat16)
     bf16_out ? conv2d_as<uint16_t, uint16_t>(p, pool) : conv2d_as<uint16_t, float>(p, pool);
-  else
-    bf16_out ? conv2d_as<float, uint16_t>(p, pool) : conv2d_as<float, float>(p, pool);
+  else bf16_out ? conv2d_as<float, uint16_t>(p, pool) : conv2d_as<float, float>(p, pool);
 }
 
 }  // namespace

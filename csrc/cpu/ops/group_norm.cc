@@ -110,7 +110,8 @@ void group_norm_as(const GroupNormParams& p, ThreadPool& pool) {
   };
   parallel_for(pool, p.batch * num_blocks, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t block = begin; block < end; ++block)
-      block_moments(p, x + block_start(block), block_size(block), own + thread * own_floats, moments + block * p.groups);
+      block_moments(p, x + block_start(block), block_size(block), own + thread * own_floats,
+                    moments + block * p.groups);
   });
   for (int64_t image = 0; image < p.batch; ++image) {
     float* scale = affine + image * 2 * channels;
@@ -129,8 +130,7 @@ void group_norm(const GroupNormParams& p, ThreadPool& pool) {
   const bool bf16_out = p.y.dtype == DType::kBFloat16;
   if (p.x.dtype == DType::kBFloat16)
     bf16_out ? group_norm_as<uint16_t, uint16_t>(p, pool) : group_norm_as<uint16_t, float>(p, pool);
-  else
-    bf16_out ? group_norm_as<float, uint16_t>(p, pool) : group_norm_as<float, float>(p, pool);
+  else bf16_out ? group_norm_as<float, uint16_t>(p, pool) : group_norm_as<float, float>(p, pool);
 }
 
 }  // namespace

@@ -14,12 +14,16 @@ template <class T>
 struct Layout {
   static constexpr int64_t kPair = sizeof(T) == 2 ? 2 : 1;  // neighbours in k that lie side by side in a panel
   int64_t n, channels;
-  int64_t n_k, channels_k;     // as lengths of a sum: even for bfloat16
+  int64_t n_k, channels_k;       // as lengths of a sum: even for bfloat16
   int64_t n_cols, channel_cols;  // as columns: whole panels
 
   Layout(int64_t n, int64_t channels)
-      : n(n), channels(channels), n_k((n + kPair - 1) / kPair * kPair), channels_k((channels + kPair - 1) / kPair * kPair),
-        n_cols(num_panels(n) * kPanelRows), channel_cols(num_panels(channels) * kPanelRows) {}
+      : n(n),
+        channels(channels),
+        n_k((n + kPair - 1) / kPair * kPair),
+        channels_k((channels + kPair - 1) / kPair * kPair),
+        n_cols(num_panels(n) * kPanelRows),
+        channel_cols(num_panels(channels) * kPanelRows) {}
 
   // Elements: keys in panels of 16 positions, values in panels of 16 channels.
   int64_t key_panel() const { return channels_k * kPanelRows; }
