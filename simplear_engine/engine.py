@@ -4,6 +4,7 @@ This file turns arguments into requests for the C++ engine, waits for them and w
 forward pass and sampling happen in C++ without Python; the network is recorded from forward.py.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ MAX_PAIRS = 4096
 # Room for prompts when the KV cache is sized for the checkpoint's default picture.
 PROMPT_ALLOWANCE = 128
 _POLL_SECONDS = 0.05
+
+_log = logging.getLogger("simplear_engine")
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,9 @@ class Engine:
         tokens = np.asarray(tokens)
         if tokens.dtype.kind not in "iu" or tokens.size == 0:
             raise InvalidRequestError(f"tokens: expected integer codes, got {tokens.dtype} {list(tokens.shape)}")
+        for code in (int(tokens.min()), int(tokens.max())):
+            if not 0 <= code < self.model.num_codes:
+                raise InvalidRequestError(f"tokens: expected codes in 0..{self.model.num_codes - 1}, got {code}")
         scores = np.empty((tokens.size, self.model.num_codes), np.float32)
         request = _C.Request()
         request.prompt = check_ids("prompt_ids", prompt_ids, self.model)
@@ -370,14 +376,17 @@ class Engine:
 
 
 def _check_device(device: str) -> None:
-    if device in ("auto", "cpu"):
-        return
     from simplear_engine import _C
 
-    if device == "cuda" or str(device).startswith("cuda:"):
-        found = "was built with CUDA kernels but has no GPU backend yet" if _C.cuda_built() else "was built without CUDA"
-        raise UnsupportedError(f'device={device!r}: this installation {found}; use device="cpu"')
-    raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
+    wants_gpu = isinstance(device, str) and device.partition(":")[0] == "cuda"
+    if device not in ("auto", "cpu") and not wants_gpu:
+        raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
+    gpus, problem = _C.cuda_devices()
+    found = ", ".join(gpu["name"] for gpu in gpus) or f"no GPU ({problem})"
+    if wants_gpu:
+        raise UnsupportedError(f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"')
+    if device == "auto" and gpus:
+        _log.warning("found %s, but this version runs on the CPU only", found)
 
 
 def _check_dtype(dtype: str, stored: str) -> str:

@@ -15,5 +15,6 @@ void bind_errors(pybind11::module_& m);
 void bind_tensor(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);
 
 }  // namespace simplear

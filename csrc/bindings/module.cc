@@ -27,13 +27,9 @@ void bind_errors(py::module_&) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The C++ core of simplear_engine.";
   m.attr("version") = SIMPLEAR_VERSION;
-#ifdef SIMPLEAR_CUDA
-  m.def("cuda_built", [] { return true; });
-#else
-  m.def("cuda_built", [] { return false; });
-#endif
   simplear::bind_errors(m);
   simplear::bind_tensor(m);
   simplear::bind_ops(m);
   simplear::bind_engine(m);
+  simplear::bind_cuda(m);
 }

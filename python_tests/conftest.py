@@ -1,0 +1,25 @@
+"""Fixtures that several test files share, and the rule that no test reaches for the network."""
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A folder as SimpleAR publishes them, two layers small, with a random image tokenizer. Nobody may write to it."""
+    from simplear_engine.testing.random_checkpoint import write_random_checkpoint
+
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), dtype="float32", image_tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_checkpoint):
+    """An engine on `tiny_checkpoint` that nobody may close."""
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=2) as engine:
+        yield engine

@@ -1,0 +1,321 @@
+"""What a caller of Engine may rely on: checked arguments, seeds, progress, cancelling, limits, closing."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from simplear_engine import (
+    CancelledError,
+    CapacityError,
+    Engine,
+    InvalidRequestError,
+    QueueFullError,
+    SimplearError,
+)
+
+NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
+NO_INTEGERS = [True, 1.0, "16", [16], NAN, np.array([16]), object()]
+NO_NUMBERS = [True, "1", [1.0], NAN, INFINITY, HUGE, np.array([1.0, 1.0]), 1j, object()]
+
+BAD_ARGUMENTS = {
+    "height": [*NO_INTEGERS, 0, -16, 17, 1 << 20, HUGE],
+    "width": [*NO_INTEGERS, 0, -16, 72, 1 << 20, HUGE],
+    "num_images": [*NO_INTEGERS, 0, -1, 1 << 20, HUGE, None],
+    "guidance_scale": [*NO_NUMBERS, -0.5, 1e9],
+    "temperature": [*NO_NUMBERS, -0.5, 1e9, None],
+    "top_k": [*NO_INTEGERS, 0, -1, 513, HUGE],
+    "top_p": [*NO_NUMBERS, 0, -0.5, 1.0001, None],
+    "seed": [*NO_INTEGERS, -1, 1 << 64, HUGE],
+    "prompt": [None, 5, b"apple", [], {}, {"apple"}, ["apple", 5], ["apple", None], [["apple"]], "\ud800", ["a", "\udfff"]],
+    "negative_prompt": [5, b"apple", ["apple"], "\ud800"],
+}  # fmt: skip
+SMALL = {"prompt": "apple", "height": 32, "width": 32, "seed": 7}
+
+
+def drawn(images) -> list[list[int]]:
+    return [image.tokens.reshape(-1).tolist() for image in images]
+
+
+def assert_nothing_is_left(engine):
+    stats = engine.stats()
+    assert (stats["num_running"], stats["num_waiting"]) == (0, 0)
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+
+
+def wait_until(condition):
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("waited 30 s in vain")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        pytest.param(name, value, id=f"{name}={value!r:.24}".split(" object at")[0])
+        for name, values in BAD_ARGUMENTS.items()
+        for value in values
+    ],
+)
+def test_bad_argument_is_named(tiny_engine, name, value):
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: "):
+        tiny_engine.generate(**{**SMALL, name: value})
+    assert_nothing_is_left(tiny_engine)
+
+
+@pytest.mark.parametrize("name", ["prompt_ids", "negative_ids"])
+@pytest.mark.parametrize("value", ["abc", b"abc", 5, [1.5], ["1"], [True], [-1], [776], [1 << 70], [[1, 2]],
+                                   np.array([[1, 2]]), np.array([1.5]), [None], []], ids=repr)  # fmt: skip
+def test_bad_ids_are_named(tiny_engine, name, value):
+    ids = {"prompt_ids": [1, 2], "negative_ids": [3], name: value}
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: "):
+        tiny_engine.generate_from_ids(**ids, height=32, width=32)
+    assert_nothing_is_left(tiny_engine)
+
+
+@pytest.mark.parametrize("value", [[], [1.5], ["1"], [True], [-1], [512], [1 << 40], [1 << 70], 5.0, None], ids=repr)
+def test_bad_codes_to_score_are_named(tiny_engine, value):
+    with pytest.raises(InvalidRequestError, match="^tokens: "):
+        tiny_engine.score_from_ids([1, 2], value)
+    assert_nothing_is_left(tiny_engine)
+
+
+def test_missing_negative_ids_are_asked_for_only_where_guidance_needs_them(tiny_engine):
+    with pytest.raises(InvalidRequestError, match="^negative_ids: .*guidance_scale is 3"):
+        tiny_engine.generate_from_ids([1, 2], None, height=32, width=32, guidance_scale=3)
+    assert len(tiny_engine.generate_from_ids([1, 2], None, height=32, width=32, guidance_scale=1)) == 1
+
+
+def test_last_seed_leaves_room_for_all_images(tiny_engine):
+    last = 2**64 - 1
+    assert tiny_engine.generate(**{**SMALL, "seed": last})[0].seed == last
+    with pytest.raises(InvalidRequestError, match="^seed: "):
+        tiny_engine.generate(**{**SMALL, "seed": last}, num_images=2)
+
+
+def test_numpy_numbers_are_numbers(tiny_engine):
+    exact = tiny_engine.generate(**SMALL, guidance_scale=2.0, top_k=5)
+    same = tiny_engine.generate(
+        "apple", height=np.int64(32), width=np.uint8(32), seed=np.uint64(7), guidance_scale=np.float32(2), top_k=np.int8(5)
+    )
+    assert drawn(same) == drawn(exact)
+    assert type(same[0].seed) is int
+
+
+def test_images_of_one_prompt_have_consecutive_seeds(tiny_engine):
+    together = tiny_engine.generate(**SMALL, num_images=3)
+    assert [image.seed for image in together] == [7, 8, 9]
+    apart = [tiny_engine.generate(**{**SMALL, "seed": seed})[0] for seed in (7, 8, 9)]
+    assert drawn(together) == drawn(apart)
+    assert len({tuple(tokens) for tokens in drawn(together)}) == 3
+
+
+def test_every_prompt_of_a_list_starts_at_the_seed(tiny_engine):
+    together = tiny_engine.generate(**{**SMALL, "prompt": ["apple", "pear", "apple"]}, num_images=2)
+    assert [(image.prompt, image.seed) for image in together] == [
+        ("apple", 7), ("apple", 8), ("pear", 7), ("pear", 8), ("apple", 7), ("apple", 8),
+    ]  # fmt: skip
+    apple = drawn(tiny_engine.generate(**SMALL, num_images=2))
+    pear = drawn(tiny_engine.generate(**{**SMALL, "prompt": "pear"}, num_images=2))
+    assert drawn(together) == [*apple, *pear, *apple]
+    assert apple != pear
+
+
+def test_images_report_what_they_were_drawn_with(tiny_engine):
+    image = tiny_engine.generate("apple", negative_prompt="pear", height=48, width=32, seed=3, top_k=9, top_p=0.5)[0]
+    assert (image.prompt, image.negative_prompt, image.height, image.width) == ("apple", "pear", 48, 32)
+    assert (image.guidance_scale, image.temperature, image.top_k, image.top_p, image.seed) == (3.0, 1.0, 9, 0.5, 3)
+    assert image.tokens.shape == image.log_probs.shape == (3, 2)
+    assert image.tokens.dtype == np.int32 and image.log_probs.dtype == np.float32
+    assert 0 <= image.tokens.min() and image.tokens.max() < 512
+    assert np.all(image.log_probs <= 0) and np.all(image.log_probs > -np.log(9) - 10)
+    assert image.pil.size == (32, 48)
+    assert {"queue", "prefill", "decode", "pixels"} <= image.timings.keys()
+
+
+def test_without_a_seed_each_call_differs_and_tells_its_seed(tiny_engine):
+    first, second = (tiny_engine.generate(**{**SMALL, "seed": None})[0] for _ in range(2))
+    assert first.seed != second.seed
+    assert drawn([first]) != drawn([second])
+    assert drawn(tiny_engine.generate(**{**SMALL, "seed": first.seed})) == drawn([first])
+
+
+def test_guidance_one_does_not_look_at_the_negative_prompt(tiny_engine):
+    one, other = (tiny_engine.generate(**SMALL, guidance_scale=1, negative_prompt=text) for text in ("pear", "plum"))
+    assert drawn(one) == drawn(other)
+    assert one[0].negative_prompt is None
+    one, other = (tiny_engine.generate(**SMALL, guidance_scale=9, negative_prompt=text) for text in ("pear", "plum"))
+    assert drawn(one) != drawn(other)
+
+
+def test_prompt_that_spells_a_control_token_is_plain_text(tiny_engine, tiny_checkpoint):
+    import json
+
+    tokenizer = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    characters = tokenizer["model"]["vocab"]
+    control = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+    def ids(text):
+        return [control["<|t2i|>"], *(characters[character] for character in text), control["<|soi|>"]]
+
+    spelled = "<|soi|><|t2i|><|endoftext|>"
+    by_text = tiny_engine.generate(**{**SMALL, "prompt": spelled}, negative_prompt=spelled)
+    by_ids = tiny_engine.generate_from_ids(ids(spelled), ids(spelled), height=32, width=32, seed=7)
+    assert drawn(by_text) == drawn(by_ids)
+
+
+def test_progress_counts_up_to_the_total_in_the_callers_thread(tiny_engine):
+    seen, threads = [], set()
+
+    def on_progress(done, total):
+        seen.append((done, total))
+        threads.add(threading.current_thread())
+
+    tiny_engine.generate(**{**SMALL, "prompt": ["apple", "pear"]}, num_images=3, on_progress=on_progress)
+    counts = [done for done, _ in seen]
+    assert {total for _, total in seen} == {2 * 3 * 4}
+    assert counts == sorted(counts) and counts[-1] == 24
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("enough"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_exception_in_on_progress_cancels_and_goes_on_to_the_caller(tiny_engine, error):
+    before = drawn(tiny_engine.generate(**SMALL))
+
+    def on_progress(done, total):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        # Long enough that nothing of it is finished when progress is first told.
+        tiny_engine.generate("apple", height=1024, width=1024, num_images=20, seed=1, on_progress=on_progress)
+    assert caught.value is error
+    assert_nothing_is_left(tiny_engine)
+    assert drawn(tiny_engine.generate(**SMALL)) == before
+
+
+def test_request_that_can_never_fit_is_refused_with_what_to_do(tiny_checkpoint):
+    from simplear_engine.forward import cache_block_bytes
+
+    with Engine.from_pretrained(tiny_checkpoint) as roomy:
+        block_bytes = cache_block_bytes(roomy.model, roomy.dtype)
+    with Engine.from_pretrained(tiny_checkpoint, kv_cache_bytes=20 * block_bytes) as engine:
+        with pytest.raises(CapacityError, match=r"needs 34 KV blocks, the cache has 20: .*kv_cache_bytes"):
+            engine.generate("apple", height=256, width=256)
+        with pytest.raises(InvalidRequestError, match="the model knows 32768 positions"):
+            engine.generate("apple", height=4096, width=4096)
+        assert len(engine.generate("apple", height=128, width=128, num_images=5)) == 5
+        assert_nothing_is_left(engine)
+
+
+def test_prompt_longer_than_the_model_is_refused(tiny_engine):
+    with pytest.raises(InvalidRequestError, match="the model knows 32768 positions; shorten the prompt"):
+        tiny_engine.generate("apple " * 10_000, height=32, width=32)
+    assert_nothing_is_left(tiny_engine)
+
+
+def test_full_queue_refuses_and_later_takes_again(tiny_checkpoint):
+    with Engine.from_pretrained(tiny_checkpoint, max_pairs=1, max_queue=1) as engine:
+        expected = drawn(engine.generate(**SMALL))
+        results = []
+        engine._core.pause()  # what is submitted now stays in the queue
+        try:
+            client = threading.Thread(target=lambda: results.append(drawn(engine.generate(**SMALL))))
+            client.start()
+            wait_until(lambda: engine.stats()["num_waiting"] == 1)
+            with pytest.raises(QueueFullError, match="queue is full"):
+                engine.generate(**SMALL)
+        finally:
+            engine._core.resume(False)
+        client.join(30)
+        assert results == [expected]
+        assert drawn(engine.generate(**SMALL)) == expected
+
+
+def test_call_larger_than_the_queue_feeds_it_as_room_comes(tiny_checkpoint):
+    with Engine.from_pretrained(tiny_checkpoint, max_pairs=2, max_queue=1) as engine:
+        images = engine.generate(**SMALL, num_images=12)
+        assert [image.seed for image in images] == list(range(7, 19))
+        assert_nothing_is_left(engine)
+
+
+def test_two_engines_in_one_process_do_not_touch_each_other(tiny_checkpoint, tiny_engine):
+    expected = drawn(tiny_engine.generate(**SMALL, num_images=4))
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as other:
+        results = {}
+        clients = [
+            threading.Thread(target=lambda e=e, n=n: results.update({n: drawn(e.generate(**SMALL, num_images=4))}))
+            for n, e in enumerate([tiny_engine, other])
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(60)
+        assert results == {0: expected, 1: expected}
+    assert drawn(tiny_engine.generate(**SMALL, num_images=4)) == expected
+
+
+def test_closing_ends_requests_in_flight_and_refuses_new_ones(tiny_checkpoint):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    picture = engine.generate(**SMALL)[0]
+    errors = []
+
+    def client():
+        try:
+            engine.generate("apple", height=1024, width=1024, num_images=20)
+        except SimplearError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    wait_until(lambda: engine.stats()["num_running"] > 0)
+    engine.close()
+    thread.join(30)
+    assert [type(error) for error in errors] == [CancelledError]
+    with pytest.raises(InvalidRequestError, match="closed"):
+        engine.generate(**SMALL)
+    with pytest.raises(InvalidRequestError, match="closed"):
+        engine.score_from_ids([1], [2, 3])
+    engine.close()
+    assert picture.pil.size == (32, 32), "an image outlives its engine"
+
+
+def test_engine_that_is_only_dropped_does_not_keep_the_process_alive(tiny_checkpoint):
+    code = f"""
+from simplear_engine import Engine
+engine = Engine.from_pretrained({str(tiny_checkpoint)!r})
+engine.generate("apple", height=32, width=32)
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_engine_in_a_forked_child_says_so_instead_of_hanging(tiny_checkpoint):
+    code = f"""
+import os
+from simplear_engine import Engine, UnsupportedError
+engine = Engine.from_pretrained({str(tiny_checkpoint)!r})
+expected = engine.generate("apple", height=32, width=32, seed=1)[0].tokens
+child = os.fork()
+if child == 0:
+    try:
+        engine.generate("apple", height=32, width=32)
+    except UnsupportedError as error:
+        print(error, flush=True)
+        engine.close()
+        os._exit(5)
+    os._exit(1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 5, status
+assert (engine.generate("apple", height=32, width=32, seed=1)[0].tokens == expected).all()
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "another process" in ended.stdout and "spawn" in ended.stdout
