@@ -337,3 +337,19 @@ def test_every_truncation_and_single_byte_damage_gives_a_typed_error_or_a_sound_
                 assert tensor.to_float32().size <= 6
         except CheckpointError as error:
             assert "x.jit" in str(error)
+
+
+@pytest.mark.parametrize(
+    "name, tensor",
+    [
+        ("inv_quant.quantizer._levels", ("float32", np.full(6, np.inf, np.float32))),
+        ("inv_quant.quantizer._levels", ("int32", np.array([8, 8, 8, 5, 5, 6], np.int32))),
+        ("inv_quant.quantizer._levels", ("int64", np.zeros(0, np.int64))),
+        ("inv_quant.quantizer.implicit_codebook", ("int64", np.zeros((64000, 6), np.int64))),
+        ("inv_quant.quantizer.implicit_codebook", ("float32", np.full((64000, 6), np.nan, np.float32))),
+    ],
+)
+def test_constants_of_any_kind_end_in_a_typed_error(tmp_path, mini, name, tensor):
+    jit_writer.write_jit(tmp_path / "decoder.jit", half_of(mini[0], True) | {name: tensor})
+    with pytest.raises(CheckpointError, match="decoder.jit|levels"):
+        CosmosTokenizer.from_pretrained(tmp_path / "decoder.jit")

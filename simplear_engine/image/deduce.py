@@ -58,7 +58,7 @@ def deduce_config(tensors: dict, where: str) -> TokenizerConfig:
 
 def _levels(tensors: dict, embedding_dim: int, where: str) -> list[int]:
     for name in ("quantizer._levels", "inv_quant.quantizer._levels"):
-        if name in tensors and len(tensors[name].shape) == 1:
+        if name in tensors and tensors[name].dtype in ("int32", "int64") and len(tensors[name].shape) == 1:
             return [int(level) for level in tensors[name].data]
     if embedding_dim == len(PUBLISHED_LEVELS):
         return list(PUBLISHED_LEVELS)
