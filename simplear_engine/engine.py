@@ -411,9 +411,9 @@ def _open_image_tokenizer(path: Path | None, dtype: str, checkpoint, backend):
     from simplear_engine.image import CosmosTokenizer
 
     tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype)
-    if tokenizer.num_codes != checkpoint.model.num_codes:
+    if tokenizer.num_codes < checkpoint.model.num_codes:
         raise CheckpointError(
-            f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model {checkpoint.model.num_codes}"
+            f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
         )
     return tokenizer
 

@@ -4,6 +4,7 @@ Every fault is an InvalidRequestError that names the parameter, what was expecte
 """
 
 import math
+import operator
 import secrets
 from dataclasses import dataclass
 
@@ -62,9 +63,12 @@ def check_sampling(
 
 
 def check_ids(name: str, ids, model: ModelConfig) -> list[int]:
-    """Token ids as a list of int: any sequence or NumPy array of integers, each below the vocabulary's size."""
+    """Token ids as a list of int: any sequence or array of integers, also a batch of one ([1, n]), each below the
+    vocabulary's size."""
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
         raise InvalidRequestError(f"{name}: expected a sequence of token ids, got {type(ids).__name__}")
+    if getattr(ids, "ndim", 1) == 2 and len(ids) == 1:
+        ids = ids[0]
     return [_integer(name, i, 0, model.vocab_size - 1) for i in ids]
 
 
@@ -78,12 +82,15 @@ def _size(name: str, value, compression: int) -> int:
 
 
 def _integer(name: str, value, low: int, high: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
         raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value!r}")
-    value = value.__index__()
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value}")
-    return value
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value!r:.80}") from None
+    if not low <= number <= high:
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {number!r:.80}")
+    return number
 
 
 def _number(name: str, value, low: float, high: float) -> float:
@@ -91,8 +98,8 @@ def _number(name: str, value, low: float, high: float) -> float:
         raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r:.80}") from None
     if not (math.isfinite(number) and low <= number <= high):
         raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
     return number
