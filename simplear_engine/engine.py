@@ -4,7 +4,6 @@ This file turns arguments into requests for the C++ engine, waits for them and w
 forward pass and sampling happen in C++ without Python; the network is recorded from forward.py.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
-from simplear_engine.errors import (
-    CapacityError,
-    CheckpointError,
-    InvalidRequestError,
-    QueueFullError,
-    UnsupportedError,
-)
+from simplear_engine.engine_options import check_device, check_dtype, num_cache_blocks, open_image_tokenizer, positive
+from simplear_engine.errors import CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
 from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.sampling import Sampling, check_ids, check_sampling
 
@@ -28,11 +22,7 @@ DEFAULT_MAX_PAIRS = 8
 DEFAULT_PREFILL_CHUNK = 256
 DEFAULT_MAX_QUEUE = 256
 MAX_PAIRS = 4096
-# Room for prompts when the KV cache is sized for the checkpoint's default picture.
-PROMPT_ALLOWANCE = 128
 _POLL_SECONDS = 0.05
-
-_log = logging.getLogger("simplear_engine")
 
 
 @dataclass(frozen=True)
@@ -74,9 +64,9 @@ class Engine:
         from simplear_engine.backend import CpuBackend
         from simplear_engine.checkpoint import load_checkpoint, resolve
 
-        _check_device(device)
+        check_device(device)
         checkpoint = load_checkpoint(resolve(model, revision))
-        dtype = _check_dtype(dtype, checkpoint.stored_dtype)
+        dtype = check_dtype(dtype, checkpoint.stored_dtype)
         backend = CpuBackend(threads)
         tensors = {}
         for name, stored in checkpoint.tensors.items():
@@ -86,7 +76,7 @@ class Engine:
         source = checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer)
         return cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
-            name=str(model), image_tokenizer=_open_image_tokenizer(source, dtype, checkpoint, backend),
+            name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
             kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
 
@@ -107,7 +97,7 @@ class Engine:
         from simplear_engine.backend import CpuBackend
         from simplear_engine.weights import weight_specs
 
-        _check_device(device)
+        check_device(device)
         tensors, faults = {}, []
         for name, spec in weight_specs(config).items():
             if name not in weights:
@@ -118,7 +108,7 @@ class Engine:
                 faults.append(f"{name}: expected shape {list(spec.shape)}, found {list(tensors[name].shape)}")
         if faults:
             raise InvalidRequestError("weights do not fit the configuration:\n  " + "\n  ".join(faults))
-        dtype = _check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
+        dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
         return cls(
             config, tensors, dtype, CpuBackend(threads), defaults=defaults or GenerationDefaults(), text=text,
             name="weights", image_tokenizer=image_tokenizer, kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
@@ -139,10 +129,10 @@ class Engine:
         self.weights_version = 0
         self._text, self._backend, self._pid = text, backend, os.getpid()
         self._compression = image_tokenizer.compression if image_tokenizer else defaults.compression
-        max_pairs = _positive("max_pairs", DEFAULT_MAX_PAIRS if max_pairs is None else max_pairs, MAX_PAIRS)
+        max_pairs = positive("max_pairs", DEFAULT_MAX_PAIRS if max_pairs is None else max_pairs, MAX_PAIRS)
         # A step always has room for one token of every picture in flight.
-        max_tokens = max(_positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
-        num_blocks = _num_blocks(
+        max_tokens = max(positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
+        num_blocks = num_cache_blocks(
             model, defaults, cache_block_bytes(model, dtype), BLOCK_SIZE, self._compression, max_pairs, kv_cache_bytes
         )
         longest = -(-model.max_position_embeddings // BLOCK_SIZE)
@@ -160,7 +150,7 @@ class Engine:
         self._pixels = PixelDecoder(image_tokenizer) if image_tokenizer else None
         self._core = _C.Engine(
             plan=plan, program=self._program, pool=backend.pool, logits=self._activations.logits.storage,
-            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=_positive("max_queue", max_queue, 1 << 20),
+            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=positive("max_queue", max_queue, 1 << 20),
             max_positions=model.max_position_embeddings, num_codes=model.num_codes, visual_offset=model.visual_offset,
         )  # fmt: skip
 
@@ -373,64 +363,3 @@ class Engine:
             "this checkpoint has no image tokenizer (no folder vq/): pass image_tokenizer= a folder with decoder.jit or a "
             ".safetensors file; the codes are in .tokens"
         )
-
-
-def _check_device(device: str) -> None:
-    from simplear_engine import _C
-
-    wants_gpu = isinstance(device, str) and device.partition(":")[0] == "cuda"
-    if device not in ("auto", "cpu") and not wants_gpu:
-        raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
-    gpus, problem = _C.cuda_devices()
-    found = ", ".join(gpu["name"] for gpu in gpus) or f"no GPU ({problem})"
-    if wants_gpu:
-        raise UnsupportedError(f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"')
-    if device == "auto" and gpus:
-        _log.warning("found %s, but this version runs on the CPU only", found)
-
-
-def _check_dtype(dtype: str, stored: str) -> str:
-    from simplear_engine.backend import DTYPES
-
-    if dtype == "auto":
-        return "float32" if stored == "float32" else "bfloat16"
-    if dtype not in DTYPES:
-        raise InvalidRequestError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {dtype!r}")
-    return dtype
-
-
-def _positive(name: str, value, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-        raise InvalidRequestError(f"{name}: expected an integer in 1..{high}, got {value!r}")
-    return value
-
-
-def _open_image_tokenizer(path: Path | None, dtype: str, checkpoint, backend):
-    if path is None:
-        return None
-    from simplear_engine.image import CosmosTokenizer
-
-    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype)
-    if tokenizer.num_codes < checkpoint.model.num_codes:
-        raise CheckpointError(
-            f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
-        )
-    return tokenizer
-
-
-def _num_blocks(
-    model: ModelConfig, defaults: GenerationDefaults, block_bytes: int, block_size: int, compression: int,
-    max_pairs: int, kv_cache_bytes: int | None,
-) -> int:  # fmt: skip
-    """How many KV blocks to reserve. Memory that no request touches is never taken from the system."""
-    if kv_cache_bytes is not None:
-        if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
-            raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
-        if kv_cache_bytes < 2 * block_bytes:
-            raise CapacityError(f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}")
-        return min(kv_cache_bytes // block_bytes, (1 << 31) // block_size - 1)
-    image_tokens = (defaults.height // compression) * (defaults.width // compression)
-    usual = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
-    longest = -(-model.max_position_embeddings // block_size)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(min(2 * max(usual * max_pairs, longest), machine // 4 // block_bytes), 2 * usual)

@@ -1,0 +1,82 @@
+"""How an engine is to be set up: its options checked, and what the automatic ones come to.
+
+Every fault is a typed error that names the option, what was expected and what came. Nothing here makes anything but an
+image tokenizer.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.errors import CapacityError, CheckpointError, InvalidRequestError, UnsupportedError
+
+# Room for prompts when the KV cache is sized for the checkpoint's default picture.
+PROMPT_ALLOWANCE = 128
+
+_log = logging.getLogger("simplear_engine")
+
+
+def check_device(device: str) -> None:
+    """Refuses what this version cannot compute on; says so when a GPU is there and stays idle."""
+    from simplear_engine import _C
+
+    wants_gpu = isinstance(device, str) and device.partition(":")[0] == "cuda"
+    if device not in ("auto", "cpu") and not wants_gpu:
+        raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
+    gpus, problem = _C.cuda_devices()
+    found = ", ".join(gpu["name"] for gpu in gpus) or f"no GPU ({problem})"
+    if wants_gpu:
+        raise UnsupportedError(f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"')
+    if device == "auto" and gpus:
+        _log.warning("found %s, but this version runs on the CPU only", found)
+
+
+def check_dtype(dtype: str, stored: str) -> str:
+    """The dtype to compute in; "auto" follows what is stored, with bfloat16 for float16."""
+    from simplear_engine.backend import DTYPES
+
+    if dtype == "auto":
+        return "float32" if stored == "float32" else "bfloat16"
+    if dtype not in DTYPES:
+        raise InvalidRequestError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
+def positive(name: str, value, high: int) -> int:
+    """`value`, if it is an integer in 1..high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+        raise InvalidRequestError(f"{name}: expected an integer in 1..{high}, got {value!r}")
+    return value
+
+
+def open_image_tokenizer(path: Path | None, dtype: str, checkpoint, backend):
+    """The CosmosTokenizer at `path`, with as many threads as the engine; None for None."""
+    if path is None:
+        return None
+    from simplear_engine.image import CosmosTokenizer
+
+    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype, threads=backend.pool.size)
+    if tokenizer.num_codes < checkpoint.model.num_codes:
+        raise CheckpointError(
+            f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
+        )
+    return tokenizer
+
+
+def num_cache_blocks(
+    model: ModelConfig, defaults: GenerationDefaults, block_bytes: int, block_size: int, compression: int,
+    max_pairs: int, kv_cache_bytes: int | None,
+) -> int:  # fmt: skip
+    """How many KV blocks to reserve. Memory that no request touches is never taken from the system."""
+    if kv_cache_bytes is not None:
+        if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
+            raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
+        if kv_cache_bytes < 2 * block_bytes:
+            raise CapacityError(f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}")
+        return min(kv_cache_bytes // block_bytes, (1 << 31) // block_size - 1)
+    image_tokens = (defaults.height // compression) * (defaults.width // compression)
+    usual = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
+    longest = -(-model.max_position_embeddings // block_size)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(min(2 * max(usual * max_pairs, longest), machine // 4 // block_bytes), 2 * usual)
