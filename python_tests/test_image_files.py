@@ -109,6 +109,25 @@ def test_transposed_and_offset_tensors_of_a_jit_are_read_right(tmp_path):
         np.testing.assert_array_equal(tensors[name].to_float32(), expected.numpy())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_attributes_that_are_no_tensors_are_passed_over(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ints, self.floats, self.tensors = [1, 2], [0.5], [torch.zeros(2)]
+            self.table, self.pair, self.text, self.big, self.nothing = {"a": 1}, (1, "b"), "c", 1 << 40, None
+            self.weight = torch.nn.Parameter(torch.ones(2, 3))
+
+        def forward(self, x):
+            x = x + self.ints[0] + self.floats[0] + self.tensors[0].sum() + self.table["a"] + self.pair[0]
+            return x + len(self.text) + self.big + self.weight.sum()
+
+    torch.jit.script(Module()).save(str(tmp_path / "x.jit"))
+    assert list(read_jit(tmp_path / "x.jit")) == ["weight"]
+
+
 def test_decoder_jit_alone_is_enough_to_decode(tmp_path, mini):
     jit_writer.write_jit(tmp_path / "decoder.jit", half_of(mini[0], True))
     indices = np.arange(6).reshape(1, 2, 3)

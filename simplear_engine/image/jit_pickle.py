@@ -49,6 +49,10 @@ class TensorView:
 
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
+# Wrappers around a plain list or dictionary that tell its element type.
+_TYPED = {f"torch.jit._pickle.{kind}" for kind in (
+    "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"
+)}  # fmt: skip
 _MARK = object()
 
 
@@ -142,9 +146,9 @@ class _Reader:
         module, _, kind = name.rpartition(".")
         allowed = (
             name in (_REBUILD, _PARAMETER, "collections.OrderedDict")
+            or name in _TYPED
             or name.startswith("__torch__.")
             or (module == "torch" and kind in STORAGE_DTYPES)
-            or (module == "torch.jit._pickle" and kind.startswith("build_"))
         )
         if not allowed:
             self.fail(f"names the global {name!r:.200}, which a tokenizer file has no use for")
@@ -181,7 +185,7 @@ class _Reader:
             self.push(arguments[0])
         elif function == "collections.OrderedDict":
             self.push({})
-        elif function.startswith("torch.jit._pickle.build_") and arguments:
+        elif function in _TYPED and arguments:
             self.push(arguments[0])
         else:
             self.fail(f"calls {function!r:.200} with unexpected arguments")
