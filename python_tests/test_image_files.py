@@ -288,6 +288,16 @@ def test_module_that_contains_itself_ends_in_an_error(tmp_path):
         read_jit(tmp_path / "x.jit")
 
 
+def test_a_long_name_shared_by_many_modules_costs_no_memory(tmp_path):
+    name = jit_writer.text("x" * 100_000) + b"q\x01"
+    items = b"".join(jit_writer.text(f"m{i}") + b"c__torch__.M\nM\n)\x81}h\x01h\x02sb" for i in range(1000))
+    tensor = jit_writer.tensor_code("0", "float32", (2, 3)) + b"q\x02"
+    body = b"\x80\x02c__torch__.M\nM\n)\x81}(" + name + tensor + items + b"ub."
+    jit_writer.write_jit(tmp_path / "x.jit", ONE, pickle_bytes=body)
+    with pytest.raises(CheckpointError, match="names too long"):
+        read_jit(tmp_path / "x.jit")
+
+
 def test_archive_names_that_leave_the_folder_are_refused(tmp_path):
     for name in ("../evil", "/etc/evil", "a/../../b", "a\\b"):
         with zipfile.ZipFile(tmp_path / "x.jit", "w") as archive:

@@ -16,7 +16,7 @@ from simplear_engine.image.zip_file import Entry, ZipFile
 
 _MAX_PICKLE_BYTES = 16 << 20
 _MAX_TENSORS = 1 << 14
-_MAX_DEPTH = 32
+_MAX_NAME = 512  # characters of a tensor's whole path
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +67,21 @@ def _flatten(tree, path) -> dict[str, jit_pickle.TensorView]:
     if not isinstance(tree, jit_pickle.Module):
         raise CheckpointError(f"{path}: data.pkl: expected a module, found {type(tree).__name__}")
     views: dict[str, jit_pickle.TensorView] = {}
-    pending = [((), tree)]
+    pending = [("", tree)]
     visited = 0
     while pending:
-        names, module = pending.pop()
+        prefix, module = pending.pop()
         visited += 1
-        # A module may be shared, and a hostile one may contain itself: depth and number bound both.
-        if len(names) > _MAX_DEPTH or visited > _MAX_TENSORS or len(views) > _MAX_TENSORS:
-            raise CheckpointError(f"{path}: data.pkl: modules are nested too deeply or too many")
+        if visited > _MAX_TENSORS or len(views) > _MAX_TENSORS:
+            raise CheckpointError(f"{path}: data.pkl: more than {_MAX_TENSORS} modules or tensors")
         for name, value in module.attributes.items():
+            # A module may be shared, and a hostile one may contain itself: the length of a path ends that.
+            if len(prefix) + len(name) > _MAX_NAME:
+                raise CheckpointError(f"{path}: data.pkl: modules are nested too deeply or names too long")
             if isinstance(value, jit_pickle.TensorView):
-                views[".".join((*names, name))] = value
+                views[prefix + name] = value
             elif isinstance(value, jit_pickle.Module):
-                pending.append(((*names, name), value))
+                pending.append((f"{prefix}{name}.", value))
     if not views:
         raise CheckpointError(f"{path}: holds no tensors; a frozen module, perhaps?")
     return views
