@@ -24,7 +24,6 @@ from .sprites import DEFAULT_CACHE, Sprites, emoji_words, load_sprites
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "blue": (205, 230, 250),
-    "yellow": (253, 244, 200),
     "pink": (252, 222, 228),
     "green": (216, 242, 214),
 }

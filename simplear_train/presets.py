@@ -51,11 +51,11 @@ class ModelPreset:
 
 @dataclass(frozen=True)
 class PretrainPreset:
-    num_scenes: int = 60_000  # tokenised once; seed and index name each one
+    num_scenes: int = 48_000  # tokenised once; seed and index name each one
     num_validation_scenes: int = 1_000
     text_vocab_size: int = 752
-    batch_size: int = 64
-    steps: int = 5000
+    batch_size: int = 32
+    steps: int = 8000
     warmup_steps: int = 200
     learning_rate: float = 2e-3
     min_learning_rate: float = 5e-5

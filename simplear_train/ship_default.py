@@ -123,6 +123,8 @@ def ship(model_folder: Path, tokenizer_path: Path, out: Path, side: int) -> None
             num_concepts=len(CONCEPTS), nouns=", ".join(c.noun for c in CONCEPTS), colours=", ".join(COLOURS),
         )
     )  # fmt: skip
+    for file in building.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes private files; a package has to be readable by everyone
     size = sum(f.stat().st_size for f in building.rglob("*") if f.is_file())
     if size > SIZE_LIMIT:
         raise SystemExit(f"{building}: {size:,} bytes, limit {SIZE_LIMIT:,}")
