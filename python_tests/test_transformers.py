@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from simplear_engine import Engine
+from simplear_engine import Engine, UnsupportedError
 from simplear_engine.testing.random_checkpoint import write_random_checkpoint
 
 torch = pytest.importorskip("torch")
@@ -20,9 +20,9 @@ PREFILL_CHUNK = 23  # crosses blocks and the border between prompt and codes
 CONFIGS = {
     "group1_head16_tied": (4, 4, 16, True, None),
     "group2_head64_untied": (4, 2, 64, False, None),
-    "group6_head16_untied_shards": (12, 2, 16, False, "100KB"),
+    "group6_head16_untied_shards": (12, 2, 16, False, "50KB"),
     "group6_head128_tied": (6, 1, 128, True, None),
-    "group7_head64_tied_shards": (14, 2, 64, True, "2MB"),
+    "group7_head64_tied_shards": (14, 2, 64, True, "1MB"),
     "group7_head128_untied": (7, 1, 128, False, None),
     "heads_wider_than_the_hidden_size": (2, 1, 64, False, None),
 }
@@ -34,12 +34,21 @@ def tokenizer_json(tmp_path_factory):
     return folder / "tokenizer.json"
 
 
-def random_model(name: str):
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    # The networks are so small that threads would only wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_model(name: str, intermediate_size: int = 200):
     heads, kv_heads, head_dim, tied, _ = CONFIGS[name]
     config = transformers.Qwen2Config(
         hidden_size=96 if name.startswith("heads_wider") else heads * head_dim,
         head_dim=head_dim,
-        intermediate_size=3 * heads * head_dim // 2 + 1,  # odd
+        intermediate_size=intermediate_size,
         num_hidden_layers=3,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -54,8 +63,19 @@ def random_model(name: str):
     generator = torch.Generator().manual_seed(len(name))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            # Five times the usual deviation; and no norm of ones or bias of zeros may hide a mistake.
-            parameter.normal_(1.0 if "norm" in key else 0.0, 0.3 if "norm" in key else 0.1, generator=generator)
+            # Large enough that logits spread; and no norm of ones or bias of zeros may hide a mistake.
+            if parameter.ndim == 2:
+                parameter.normal_(0, 1.5 * parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                parameter.normal_(1.0 if "norm" in key else 0.0, 0.3, generator=generator)
+    return model
+
+
+def as_dtype(model, dtype):
+    # Not model.to(dtype), which would round the table of rotary frequencies as well.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     return model
 
 
@@ -88,32 +108,38 @@ def scores(folder, prompt, codes, **options) -> np.ndarray:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32_logits_match_transformers(name, tmp_path, tokenizer_json):
     shard_size = CONFIGS[name][-1]
-    model, (prompt, codes) = random_model(name), random_ids(name)
+    model, (prompt, codes) = random_model(name, intermediate_size=201), random_ids(name)
     folder = write_folder(model, tmp_path, tokenizer_json, shard_size)
     assert len(list(folder.glob("*.safetensors"))) > 1 if shard_size else (folder / "model.safetensors").exists()
     expected = expected_logits(model, prompt, codes)
-    assert expected.std() > 0.5, "logits this flat would hide mistakes"
+    assert expected.std() > 1, "logits this flat would hide mistakes"
     np.testing.assert_allclose(scores(folder, prompt, codes), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["group2_head64_untied", "group7_head64_tied_shards"])
 def test_bfloat16_logits_are_nearer_to_float32_than_those_of_transformers(name, tmp_path, tokenizer_json):
-    model, (prompt, codes) = random_model(name).bfloat16(), random_ids(name)
+    model, (prompt, codes) = as_dtype(random_model(name), torch.bfloat16), random_ids(name)
     folder = write_folder(model, tmp_path, tokenizer_json, CONFIGS[name][-1])
     theirs = expected_logits(model, prompt, codes)
-    exact = expected_logits(model.float(), prompt, codes)  # the same rounded weights
-    with np.errstate(all="raise"):
-        ours = scores(folder, prompt, codes)
+    exact = expected_logits(as_dtype(model, torch.float32), prompt, codes)  # the same rounded weights
+    ours = scores(folder, prompt, codes)
     spread = exact.std()
     error, their_error = (np.sqrt(np.mean((logits - exact) ** 2)) / spread for logits in (ours, theirs))
     assert error < their_error, "the residual stream is float32 here, bfloat16 there"
-    assert error < 0.01
-    assert np.abs(ours - exact).max() < 0.05 * spread
+    assert error < 0.02
+    assert np.abs(ours - exact).max() < 0.15 * spread
 
 
 def test_bfloat16_file_computed_in_float32_matches_transformers(tmp_path, tokenizer_json):
     name = "group6_head16_untied_shards"
-    model, (prompt, codes) = random_model(name).bfloat16(), random_ids(name)
+    model, (prompt, codes) = as_dtype(random_model(name), torch.bfloat16), random_ids(name)
     folder = write_folder(model, tmp_path, tokenizer_json)
-    expected = expected_logits(model.float(), prompt, codes)
+    expected = expected_logits(as_dtype(model, torch.float32), prompt, codes)
     np.testing.assert_allclose(scores(folder, prompt, codes, dtype="float32"), expected, rtol=0, atol=1e-4)
+
+
+def test_bfloat16_refuses_an_odd_number_of_columns(tmp_path, tokenizer_json):
+    # Its products take columns in pairs.
+    folder = write_folder(random_model("group1_head16_tied", intermediate_size=201), tmp_path, tokenizer_json)
+    with pytest.raises(UnsupportedError, match='201 columns.*dtype="float32"'):
+        Engine.from_pretrained(folder, dtype="bfloat16", threads=1)

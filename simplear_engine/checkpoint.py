@@ -7,13 +7,14 @@ tokenizer's; this file only says where that one lies.
 """
 
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from simplear_engine.config import GenerationDefaults, ModelConfig, read_generation_defaults, read_model_config
 from simplear_engine.dtypes import FLOATING
-from simplear_engine.errors import CheckpointError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.safetensors_file import StoredTensor, read_safetensors, read_safetensors_shards
 from simplear_engine.strict_json import read_json_object
 from simplear_engine.text import TOKENIZER_FILES, TextTokenizer
@@ -61,8 +62,10 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
 
     An existing folder wins over a hub id of the same spelling. Hub files come through `huggingface_hub`, whose cache
     and offline variables (HF_HOME, HF_HUB_OFFLINE) apply; `revision` is a branch, tag or commit there. Raises
-    CheckpointError saying what to do.
+    CheckpointError saying what to do, InvalidRequestError where it is no name at all.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise InvalidRequestError(f'model: expected "default", a folder or a hub id, got {name_or_path!r:.80}')
     name = str(name_or_path)
     if name == DEFAULT_MODEL:
         if not DEFAULT_MODEL_FOLDER.is_dir():

@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class Engine:
             tensors[name] = _C.Tensor.from_numpy(stored.data, stored.dtype)
             if not _C.all_finite(tensors[name], backend.pool):
                 raise CheckpointError(f"{stored.path}: {name} holds NaN or infinity")
-        source = checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer)
+        source = checkpoint.image_tokenizer_path if image_tokenizer is None else image_tokenizer
         return cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
             name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),

@@ -50,10 +50,13 @@ def positive(name: str, value, high: int) -> int:
     return value
 
 
-def open_image_tokenizer(path: Path | None, dtype: str, checkpoint, backend):
+def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     """The CosmosTokenizer at `path`, with as many threads as the engine; None for None."""
     if path is None:
         return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidRequestError(f"image_tokenizer: expected a folder or a file, got {path!r:.80}")
+    path = Path(path)
     from simplear_engine.image import CosmosTokenizer
 
     tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype, threads=backend.pool.size)

@@ -68,15 +68,16 @@ class TextTokenizer:
             raise CheckpointError(f"{self._source}: has no added token {token!r}, which wraps every prompt")
         return self._added[token]
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of `text` alone; whatever it spells, no id is that of an added token. Raises InvalidRequestError."""
+    def encode_text(self, text: str, name: str = "prompt") -> list[int]:
+        """Ids of `text` alone; whatever it spells, no id is that of an added token. Raises InvalidRequestError, which
+        calls the text `name`."""
         if not isinstance(text, str):
-            raise InvalidRequestError(f"prompt: expected a str, got {type(text).__name__}")
+            raise InvalidRequestError(f"{name}: expected a str, got {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
-            message = f"prompt: character {error.start} is a lone surrogate (U+{code:04X}), which is not text"
+            message = f"{name}: character {error.start} is a lone surrogate (U+{code:04X}), which is not text"
             raise InvalidRequestError(message) from None
         ids = self._plain.encode(text, add_special_tokens=False).ids
         if not self._added_ids.isdisjoint(ids):
@@ -85,22 +86,22 @@ class TextTokenizer:
 
     def encode_prompt(self, prompt: str, defaults: GenerationDefaults) -> list[int]:
         """[begin] + prefix and prompt + [end]."""
-        return self._wrap(defaults.prompt_prefix, prompt, defaults)
+        return self._wrap(defaults.prompt_prefix, prompt, defaults, "prompt")
 
     def encode_negative(self, negative_prompt: str, defaults: GenerationDefaults) -> list[int]:
         """[begin] + negative prompt + [end], without the prefix."""
-        return self._wrap("", negative_prompt, defaults)
+        return self._wrap("", negative_prompt, defaults, "negative_prompt")
 
     def write_json(self, path) -> None:
         """Writes the whole tokenizer as a tokenizer.json."""
         with atomic_writer(path) as file:
             file.write(self._whole.to_str().encode())
 
-    def _wrap(self, prefix: str, prompt: str, defaults: GenerationDefaults) -> list[int]:
+    def _wrap(self, prefix: str, prompt: str, defaults: GenerationDefaults, name: str) -> list[int]:
         if not isinstance(prompt, str):
-            raise InvalidRequestError(f"prompt: expected a str, got {type(prompt).__name__}")
+            raise InvalidRequestError(f"{name}: expected a str, got {type(prompt).__name__}")
         begin, end = self.control_id(defaults.prompt_begin), self.control_id(defaults.prompt_end)
-        return [begin, *self.encode_text(prefix + prompt), end]
+        return [begin, *self.encode_text(prefix + prompt, name), end]
 
     def _check(self) -> None:
         vocab = self._whole.get_vocab(with_added_tokens=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, InOut, Op
 
 
@@ -25,6 +26,11 @@ def pack(parts, dtype: str, pool) -> PackedWeight:
     from simplear_engine import _C
 
     rows, k = sum(part.shape[0] for part in parts), parts[0].shape[1]
+    if dtype == "bfloat16" and k % 2:
+        raise UnsupportedError(
+            f"a weight matrix of {k} columns: bfloat16 takes them in pairs, so an even number is needed; "
+            f'use dtype="float32"'
+        )
     storage = _C.Tensor.zeros([_C.packed_size(rows, k, dtype)], dtype)
     _C.pack_panels(parts, storage, pool)
     return PackedWeight(storage, (rows, k))
