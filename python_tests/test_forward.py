@@ -58,7 +58,7 @@ class Side:
 
     def __init__(self, tensors, dtype, pool):
         self.weights = ModelWeights(CONFIG, tensors, dtype, pool)
-        self.plan = _C.StepPlan(max_tokens=9, max_pairs=2, max_logit_rows=4, max_blocks_per_seq=6)
+        self.plan = _C.StepPlan(max_tokens=9, max_pairs=2, max_logit_rows=8, max_draws=4, max_blocks_per_seq=6)
         self.cache = make_cache(CONFIG, NUM_BLOCKS, dtype)
         self.activations = Activations(CONFIG, self.plan, dtype)
         self.scheduler = _C.Scheduler(
@@ -68,7 +68,7 @@ class Side:
         for seed, (prompt, negative, n) in enumerate([([1, 2, 3] * 7, [5] * 18, 6), ([9, 8], [], 20)]):
             request = _C.Request()
             request.prompt, request.negative, request.num_image_tokens, request.seed = prompt, negative, n, seed
-            request.guidance_scale, request.top_k = 2.5, 70
+            request.guidance_scale, request.top_k, request.draft_window = 2.5, 70, 1 + seed
             self.scheduler.enqueue(request)
 
 
@@ -112,12 +112,12 @@ def test_recorded_steps_equal_the_references(dtype, tolerance):
         assert reference.scheduler.next(reference.plan)
         program.run(engine.plan, backend.pool)
         forward(references, reference.weights, reference.plan, reference.cache, reference.activations)
-        rows, pairs = engine.plan.num_logit_rows, engine.plan.num_pairs
+        rows, draws = engine.plan.num_logit_rows, engine.plan.num_draws
         got, want = (side.activations.logits.storage.numpy()[:rows] for side in (engine, reference))
         np.testing.assert_allclose(got, want, atol=tolerance)
         # Which code is drawn may differ only where rounding decides; both sides go on with the engine's.
         if dtype == "float32":
-            np.testing.assert_array_equal(engine.plan.token.numpy()[:pairs], reference.plan.token.numpy()[:pairs])
+            np.testing.assert_array_equal(engine.plan.token.numpy()[:draws], reference.plan.token.numpy()[:draws])
         reference.plan.token.numpy()[:] = engine.plan.token.numpy()
         reference.plan.last_code.numpy()[:] = engine.plan.last_code.numpy()
         for side in (engine, reference):

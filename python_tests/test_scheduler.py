@@ -16,17 +16,20 @@ from simplear_engine.errors import CancelledError, CapacityError, InvalidRequest
 BLOCK, OFFSET, CODES = 4, 50, 30
 
 
-def drawn_code(seed, index):
-    return (seed * 7 + index * 3) % CODES
+def drawn_code(seed, index, history):
+    """Depends on what came before, so that a wrong draft spoils what is drawn behind it; repeats itself often enough
+    that many drafts are right."""
+    return (seed * 7 + index // 4 + history[-1] % 2) % CODES
 
 
 class FakeEngine:
     """Scheduler, plan and a cache of histories; `step()` is one turn of the engine loop."""
 
-    def __init__(self, num_blocks=64, max_tokens=8, max_pairs=3, max_queue=8, max_logit_rows=8):
+    def __init__(self, num_blocks=64, max_tokens=8, max_pairs=3, max_queue=8, max_logit_rows=8, max_draws=8):
         self.plan = _C.StepPlan(
-            max_tokens=max_tokens, max_pairs=max_pairs, max_logit_rows=max_logit_rows, max_blocks_per_seq=num_blocks
-        )
+            max_tokens=max_tokens, max_pairs=max_pairs, max_logit_rows=max_logit_rows, max_draws=max_draws,
+            max_blocks_per_seq=num_blocks,
+        )  # fmt: skip
         self.scheduler = _C.Scheduler(
             plan=self.plan, num_blocks=num_blocks, block_size=BLOCK, max_queue=max_queue, max_positions=1000,
             num_codes=CODES, visual_offset=OFFSET,
@@ -41,7 +44,7 @@ class FakeEngine:
             return False
         a = {name: getattr(self.plan, name).numpy() for name in
              ("token_ids", "token_slot", "positions", "slot_mapping", "query_start_loc", "context_lens", "block_table",
-              "logit_rows", "seed", "position", "cond_row", "uncond_row", "pair_slot", "token", "last_code",
+              "logit_rows", "seed", "position", "cond_row", "uncond_row", "draw_slot", "token", "last_code",
               "log_prob")}  # fmt: skip
         n, s = self.plan.num_tokens, self.plan.num_seqs
         assert n <= len(a["token_ids"]) and a["query_start_loc"][s] == n
@@ -65,14 +68,15 @@ class FakeEngine:
         histories = {row: self.cache[where[-1]] for row, where in keys.items()}
         for row, where in keys.items():
             assert [self.cache[slot] for slot in where] == [histories[row][: j + 1] for j in range(len(where))]
-        for pair in range(self.plan.num_pairs):
-            seed, index = int(a["seed"][pair]), int(a["position"][pair])
-            rows = a["cond_row"][pair], a["uncond_row"][pair]
-            self.sampled.append((seed, index, *(histories[a["logit_rows"][r]] if r >= 0 else None for r in rows)))
-            code = -1 if (seed, index) in self.poisoned else drawn_code(seed, index)
-            a["token"][pair] = code
-            a["log_prob"][pair] = -seed
-            a["last_code"][a["pair_slot"][pair]] = max(code, 0)
+        for draw in range(self.plan.num_draws):
+            seed, index = int(a["seed"][draw]), int(a["position"][draw])
+            rows = a["cond_row"][draw], a["uncond_row"][draw]
+            cond, uncond = (histories[a["logit_rows"][r]] if r >= 0 else None for r in rows)
+            self.sampled.append((seed, index, cond, uncond))
+            code = -1 if (seed, index) in self.poisoned else drawn_code(seed, index, cond)
+            a["token"][draw] = code
+            a["log_prob"][draw] = -index
+            a["last_code"][a["draw_slot"][draw]] = max(code, 0)
         self.scheduler.commit(self.plan, self.logits)
         return True
 
@@ -81,23 +85,31 @@ class FakeEngine:
             pass
 
 
-def request(prompt, negative, num_tokens, seed=0):
+def request(prompt, negative, num_tokens, seed=0, draft_window=1, draft_source="left"):
     r = _C.Request()
+    r.draft_window, r.draft_source, r.grid_width = draft_window, draft_source, 3
     r.prompt, r.negative, r.num_image_tokens, r.seed, r.top_k = prompt, negative, num_tokens, seed, CODES
     return r
 
 
 def expected_codes(r):
-    return [drawn_code(r.seed, i) for i in range(r.num_image_tokens)]
+    history, codes = list(r.prompt), []
+    for i in range(r.num_image_tokens):
+        codes.append(drawn_code(r.seed, i, history))
+        history.append(codes[-1] + OFFSET)
+    return codes
 
 
 def assert_drawn_from_own_history(engine, requests):
     by_seed = {r.seed: r for r in requests}
     for seed, index, cond, uncond in engine.sampled:
         r = by_seed[seed]
-        drawn = tuple(code + OFFSET for code in expected_codes(r)[:index])
-        assert cond == tuple(r.prompt) + drawn
+        drawn = cond[len(r.prompt) :]
+        assert len(drawn) == index and cond[: len(r.prompt)] == tuple(r.prompt)
         assert uncond == (tuple(r.negative) + drawn if r.negative else None)
+        # A draw that only verifies a draft may have a wrong history; one without drafts may not.
+        if r.draft_window == 1:
+            assert drawn == tuple(code + OFFSET for code in expected_codes(r)[:index])
 
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=14)
@@ -106,7 +118,10 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 @settings(max_examples=150, deadline=None)
 @given(
     work=st.lists(
-        st.tuples(prompts, st.one_of(st.just([]), prompts), st.integers(1, 9), st.integers(0, 4), st.booleans()),
+        st.tuples(
+            prompts, st.one_of(st.just([]), prompts), st.integers(1, 9), st.integers(0, 4), st.booleans(),
+            st.integers(1, 6), st.sampled_from(["left", "above"]),
+        ),
         min_size=1,
         max_size=8,
     ),
@@ -116,9 +131,12 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 )
 def test_every_token_is_drawn_from_its_own_history(work, cancels, max_tokens, num_blocks):
     engine = FakeEngine(num_blocks=num_blocks, max_tokens=max_tokens)
-    requests = [request(prompt, negative, n, seed) for seed, (prompt, negative, n, _, _) in enumerate(work)]
+    requests = [
+        request(prompt, negative, n, seed, window, source)
+        for seed, (prompt, negative, n, _, _, window, source) in enumerate(work)
+    ]
     arrivals = {}
-    for r, (_, _, _, delay, _) in zip(requests, work, strict=True):
+    for r, (_, _, _, delay, *_) in zip(requests, work, strict=True):
         arrivals.setdefault(delay, []).append(r)
     turn = 0
     while turn < 13 or not engine.scheduler.is_idle:
@@ -138,6 +156,8 @@ def test_every_token_is_drawn_from_its_own_history(work, cancels, max_tokens, nu
             assert i in cancelled
         else:
             assert list(r.codes) == expected_codes(r)
+            assert list(r.log_probs) == [-i for i in range(r.num_image_tokens)]
+            assert sum(r.accepted_lens) == r.num_image_tokens and max(r.accepted_lens) <= r.draft_window
     assert_drawn_from_own_history(engine, requests)
     assert engine.scheduler.num_free_blocks == num_blocks
     assert all(engine.scheduler.ref_count(block) == 0 for block in range(num_blocks))
@@ -178,7 +198,7 @@ def test_same_negative_prompt_is_computed_once():
     engine.scheduler.next(engine.plan)
     # Three prompts of five, one full negative prompt, and the unshared ninth token of the other two.
     assert engine.plan.num_tokens == 3 * 5 + 9 + 2
-    assert engine.plan.num_pairs == 3
+    assert engine.plan.num_draws == 3
 
 
 def test_prompt_blocks_outlive_their_request_until_the_space_is_needed():
@@ -306,3 +326,40 @@ def test_scored_positions_get_the_logits_of_their_own_rows(scored_before):
     first = len(r.prompt) - 1
     np.testing.assert_array_equal(scores[:, 0], [p * 100 + sequence[p] for p in range(first, first + len(codes))])
     assert (scores == scores[:, :1]).all()
+
+
+def test_right_drafts_save_steps():
+    steps = {}
+    for window in (1, 4):
+        engine = FakeEngine(max_tokens=32)
+        r = request([1], [2], 24, seed=2, draft_window=window)
+        engine.scheduler.enqueue(r)
+        engine.run()
+        assert list(r.codes) == expected_codes(r)
+        steps[window] = len(r.accepted_lens)
+    assert steps[4] < steps[1] == 24
+
+
+def test_windows_shrink_when_many_images_are_drawn_at_once():
+    engine = FakeEngine(max_tokens=8, max_pairs=3, num_blocks=100)
+    images = [request([seed], [9], 12, seed, draft_window=16) for seed in range(3)]
+    for r in images:
+        engine.scheduler.enqueue(r)
+    while engine.step():
+        assert engine.plan.num_tokens <= 8
+    for r in images:
+        assert list(r.codes) == expected_codes(r)
+
+
+def test_draft_above_repeats_the_row_above():
+    engine = FakeEngine(max_tokens=32)
+    r = request([1], [], 9, draft_window=4, draft_source="above")
+    engine.scheduler.enqueue(r)
+    while len(r.codes) < 3:
+        engine.step()
+    known = len(r.codes)
+    engine.scheduler.next(engine.plan)
+    drafts = engine.plan.token_ids.numpy()[1 : engine.plan.num_tokens] - OFFSET
+    # Guesses kept from the step before come first; the fresh one is the code one row of three further up.
+    window = [*r.codes, *drafts]
+    assert window[-1] == window[-4] and len(drafts) == min(3, 9 - known - 1)

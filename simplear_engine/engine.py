@@ -15,7 +15,7 @@ from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.engine_options import check_device, check_dtype, num_cache_blocks, open_image_tokenizer, positive
 from simplear_engine.errors import CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
 from simplear_engine.generated_image import GeneratedImage
-from simplear_engine.sampling import Sampling, check_ids, check_sampling
+from simplear_engine.sampling import MAX_DRAFT_WINDOW, Sampling, check_ids, check_sampling
 
 DEFAULT_MAX_PAIRS = 8
 DEFAULT_PREFILL_CHUNK = 256
@@ -131,6 +131,7 @@ class Engine:
         max_pairs = positive("max_pairs", DEFAULT_MAX_PAIRS if max_pairs is None else max_pairs, MAX_PAIRS)
         # A step always has room for one token of every picture in flight.
         max_tokens = max(positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
+        max_draws = max(max_pairs, MAX_DRAFT_WINDOW)
         num_blocks = num_cache_blocks(
             model, defaults, cache_block_bytes(model, dtype), BLOCK_SIZE, self._compression, max_pairs, kv_cache_bytes
         )
@@ -138,7 +139,8 @@ class Engine:
         plan = _C.StepPlan(
             max_tokens=max_tokens,
             max_pairs=max_pairs,
-            max_logit_rows=max(2 * max_pairs, 32),
+            max_logit_rows=2 * max_draws,
+            max_draws=max_draws,
             max_blocks_per_seq=min(longest, num_blocks),
         )
         self._weights = ModelWeights(model, tensors, dtype, backend.pool)
@@ -164,12 +166,15 @@ class Engine:
         self, prompt: str | Sequence[str], *, negative_prompt: str | None = None, height: int | None = None,
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
+        draft_window: int | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
 
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
+        speculation "jacobi" guesses up to draft_window - 1 codes ahead (1..64, default 8) and verifies them in one step:
+        fewer steps, the very same images.
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
         NumericalError.
@@ -181,7 +186,7 @@ class Engine:
             raise InvalidRequestError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed,
+            top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
         )  # fmt: skip
         negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         negative_ids = self._text.encode_negative(negative_text, self.defaults)
@@ -194,13 +199,14 @@ class Engine:
         self, prompt_ids: Sequence[int], negative_ids: Sequence[int] | None = None, *, height: int | None = None,
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
+        draft_window: int | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """As `generate`, from the ids of a whole conditional prompt (begin and end tokens included) and of the
         unconditional one; the latter may be None where guidance_scale is 1."""
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed,
+            top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
         )  # fmt: skip
         negative = [] if negative_ids is None else check_ids("negative_ids", negative_ids, self.model)
         if not negative and sampling.guidance_scale != 1:
@@ -305,6 +311,8 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
+        request.draft_window = sampling.draft_window
+        request.grid_width = sampling.grid[1]
         return request
 
     def _run(self, requests: list, total: int, on_progress, collect: Callable[[int], None]) -> None:
@@ -354,7 +362,7 @@ class Engine:
             negative_prompt=prompt.negative_text if sampling.guidance_scale != 1 else None,
             guidance_scale=sampling.guidance_scale, temperature=sampling.temperature, top_k=sampling.top_k,
             top_p=sampling.top_p, height=sampling.height, width=sampling.width, model=self.name, timings=timings,
-            num_steps=request.num_steps, _pixels=pixels,
+            num_steps=request.num_steps, accepted_lens=request.accepted_lens, _pixels=pixels,
         )  # fmt: skip
 
     def _no_pixels(self):

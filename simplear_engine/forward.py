@@ -44,7 +44,7 @@ class Activations:
     """What the ops of a step hand to each other; sized for the largest step. `dtype` is that of the weights."""
 
     def __init__(self, config: ModelConfig, plan: _C.StepPlan, dtype: str):
-        max_tokens, max_logit_rows, max_pairs = plan.token_ids.shape[0], plan.logit_rows.shape[0], plan.token.shape[0]
+        max_tokens, max_logit_rows, max_draws = plan.token_ids.shape[0], plan.logit_rows.shape[0], plan.token.shape[0]
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def per_token(width: int, dtype: str = "float32") -> Rows:
@@ -59,13 +59,13 @@ class Activations:
         self.gated = per_token(config.intermediate_size, dtype)
         self.last = Rows(_C.Tensor.zeros([max_logit_rows, config.hidden_size], dtype), "num_logit_rows")
         self.logits = Rows(_C.Tensor.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
-        self.guided = Rows(_C.Tensor.zeros([max_pairs, config.num_codes], "float32"), "num_pairs")
+        self.guided = Rows(_C.Tensor.zeros([max_draws, config.num_codes], "float32"), "num_draws")
         positions = config.max_position_embeddings
         self.cos_sin = _C.Tensor.from_numpy(cos_sin_table(positions, config.head_dim, config.rope_theta))
 
 
 def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], a: Activations) -> None:
-    """One step: every query row of the plan through the network, every sampled pair to its next code.
+    """One step: every query row of the plan through the network, every draw to its code.
 
     ops: table of ops. weights: see model_weights.ModelWeights. plan, cache, a: buffers at fixed addresses.
     """
@@ -77,8 +77,8 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
     def seqs(tensor):
         return Rows(tensor, "num_seqs")
 
-    def pairs(tensor):
-        return Rows(tensor, "num_pairs")
+    def draws(tensor):
+        return Rows(tensor, "num_draws")
 
     eps = config.rms_norm_eps
     ops.embed(
@@ -106,8 +106,8 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
     ops.rms_norm(x=a.hidden, rows=logit_rows, weight=weights.norm, y=a.last, eps=eps)
     ops.linear(x=a.last, weight=weights.head, y=a.logits)
     ops.cfg_sample(
-        logits=a.logits, cond_row=pairs(plan.cond_row), uncond_row=pairs(plan.uncond_row),
-        guidance_scale=pairs(plan.guidance_scale), temperature=pairs(plan.temperature), top_k=pairs(plan.top_k),
-        top_p=pairs(plan.top_p), seed=pairs(plan.seed), position=pairs(plan.position), slot=pairs(plan.pair_slot),
-        guided=a.guided, token=pairs(plan.token), log_prob=pairs(plan.log_prob), last_code=plan.last_code,
+        logits=a.logits, cond_row=draws(plan.cond_row), uncond_row=draws(plan.uncond_row),
+        guidance_scale=draws(plan.guidance_scale), temperature=draws(plan.temperature), top_k=draws(plan.top_k),
+        top_p=draws(plan.top_p), seed=draws(plan.seed), position=draws(plan.position), slot=draws(plan.draw_slot),
+        guided=a.guided, token=draws(plan.token), log_prob=draws(plan.log_prob), last_code=plan.last_code,
     )  # fmt: skip

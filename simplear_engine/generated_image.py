@@ -15,7 +15,8 @@ class GeneratedImage:
     tokens: int32 [h, w] code indices, row by row from the top left. log_probs: float32 [h, w], natural log of each
     code's probability under the distribution that it was drawn from (guided, tempered, filtered; 0 when greedy).
     timings: seconds spent waiting ("queue"), on the prompt ("prefill"), on the codes ("decode"), and, once they were
-    made, on the pixels ("pixels").
+    made, on the pixels ("pixels"). num_steps: forward steps that the image took. accepted_lens: int32, codes that each
+    sampling step yielded; all ones without speculation.
     """
 
     tokens: np.ndarray
@@ -32,6 +33,7 @@ class GeneratedImage:
     model: str
     timings: dict[str, float]
     num_steps: int
+    accepted_lens: np.ndarray
     _pixels: Callable[[], np.ndarray] = field(repr=False)
     _pil: Any = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

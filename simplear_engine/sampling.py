@@ -13,11 +13,13 @@ from simplear_engine.errors import InvalidRequestError
 
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
+MAX_DRAFT_WINDOW = 64
+DEFAULT_DRAFT_WINDOW = 8
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """height, width in pixels; grid in codes; top_k None: off; seed: of the first image."""
+    """height, width in pixels; grid in codes; top_k None: off; seed: of the first image; draft_window 1: no drafts."""
 
     height: int
     width: int
@@ -28,11 +30,12 @@ class Sampling:
     top_k: int | None
     top_p: float
     seed: int
+    draft_window: int
 
 
 def check_sampling(
     defaults: GenerationDefaults, model: ModelConfig, compression: int, *, height, width, num_images, guidance_scale,
-    temperature, top_k, top_p, seed,
+    temperature, top_k, top_p, seed, speculation, draft_window,
 ) -> Sampling:  # fmt: skip
     """The parameters of a call to `Engine.generate`; None stands for the checkpoint's default (seed: a random one)."""
     height = _size("height", defaults.height if height is None else height, compression)
@@ -59,7 +62,20 @@ def check_sampling(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        draft_window=_draft_window(speculation, draft_window),
     )
+
+
+def _draft_window(speculation, draft_window) -> int:
+    if speculation is None:
+        if draft_window is not None:
+            raise InvalidRequestError('draft_window: expected None where speculation is None; pass speculation="jacobi"')
+        return 1
+    if speculation != "jacobi":
+        raise InvalidRequestError(f'speculation: expected None or "jacobi", got {speculation!r:.80}')
+    if draft_window is None:
+        return DEFAULT_DRAFT_WINDOW
+    return _integer("draft_window", draft_window, 1, MAX_DRAFT_WINDOW)
 
 
 def check_ids(name: str, ids, model: ModelConfig) -> list[int]:

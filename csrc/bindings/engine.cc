@@ -46,15 +46,17 @@ struct StopWithoutGil {
 
 void bind_engine(py::module_& m) {
   auto plan = py::class_<StepPlan, std::shared_ptr<StepPlan>>(m, "StepPlan", "The arrays that describe one forward step.")
-      .def(py::init([](int32_t max_tokens, int32_t max_pairs, int32_t max_logit_rows, int32_t max_blocks_per_seq) {
-             return std::make_shared<StepPlan>(StepLimits{max_tokens, max_pairs, max_logit_rows, max_blocks_per_seq});
+      .def(py::init([](int32_t max_tokens, int32_t max_pairs, int32_t max_logit_rows, int32_t max_draws,
+                       int32_t max_blocks_per_seq) {
+             return std::make_shared<StepPlan>(
+                 StepLimits{max_tokens, max_pairs, max_logit_rows, max_draws, max_blocks_per_seq});
            }),
-           py::kw_only(), py::arg("max_tokens"), py::arg("max_pairs"), py::arg("max_logit_rows"),
+           py::kw_only(), py::arg("max_tokens"), py::arg("max_pairs"), py::arg("max_logit_rows"), py::arg("max_draws"),
            py::arg("max_blocks_per_seq"))
       .def_readwrite("num_tokens", &StepPlan::num_tokens)
       .def_readwrite("num_seqs", &StepPlan::num_seqs)
       .def_readwrite("num_logit_rows", &StepPlan::num_logit_rows)
-      .def_readwrite("num_pairs", &StepPlan::num_pairs);
+      .def_readwrite("num_draws", &StepPlan::num_draws);
   for (const auto& entry : StepPlan::tensors())
     plan.def_property_readonly(entry.name, [member = entry.tensor](const StepPlan& p) { return p.*member; });
 
@@ -68,6 +70,16 @@ void bind_engine(py::module_& m) {
       .def_readwrite("top_k", &Request::top_k)
       .def_readwrite("top_p", &Request::top_p)
       .def_readwrite("seed", &Request::seed)
+      .def_readwrite("draft_window", &Request::draft_window)
+      .def_property(
+          "draft_source", [](const Request& r) { return r.draft_source == DraftSource::kLeft ? "left" : "above"; },
+          [](Request& r, const std::string& name) {
+            check(name == "left" || name == "above", ErrorKind::kInvalidRequest,
+                  "draft_source: expected left or above, got ", name);
+            r.draft_source = name == "left" ? DraftSource::kLeft : DraftSource::kAbove;
+          })
+      .def_readwrite("grid_width", &Request::grid_width)
+      .def_property_readonly("accepted_lens", [](const Request& r) { return to_array(r.accepted_lens); })
       .def_readwrite("forced_codes", &Request::forced_codes)
       .def_readwrite("scores", &Request::scores)
       .def("cancel", [](Request& r) { r.cancel_requested = true; })

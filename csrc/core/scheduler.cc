@@ -46,6 +46,7 @@ void Scheduler::enqueue(std::shared_ptr<Request> request) {
         r.temperature);
   check(r.top_k >= 1 && r.top_k <= limits_.num_codes, invalid, "top_k: expected 1..", limits_.num_codes, ", got ",
         r.top_k);
+  check(r.draft_window >= 1, invalid, "draft_window: expected at least 1, got ", r.draft_window);
   check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
   int32_t blocks = 0;
   for (const Sequence& row : rows_of(r)) {
@@ -119,60 +120,95 @@ void Scheduler::admit() {
 
 void Scheduler::skip_filled(Sequence& row) const {
   const int32_t size = allocator_.block_size();
-  while (row.remaining() > 1 && row.num_computed < static_cast<int32_t>(row.prompt.size()) - 1) {
+  while (row.remaining() > 1 && row.is_text(row.num_computed + 1)) {
     const int32_t filled = allocator_.filled(row.blocks[row.num_computed / size]);
     if (filled <= row.num_computed % size) return;
     row.num_computed = std::min(row.num_computed / size * size + filled, row.num_known - 1);
   }
 }
 
+// The next `count` tokens of a row: known ones, then drafts.
 void Scheduler::append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan) {
   const int32_t size = allocator_.block_size();
   const int32_t seq = plan.num_seqs++;
   for (int32_t i = 0; i < count; ++i) {
-    const int32_t position = row.num_computed++, n = plan.num_tokens++;
+    const int32_t position = row.num_computed + i, n = plan.num_tokens++;
     const int32_t block = row.blocks[position / size], offset = position % size;
-    const bool is_text = position < static_cast<int32_t>(row.prompt.size());
-    append(plan.token_ids, n, is_text ? row.prompt[position] : -1);
+    const int32_t token = position >= row.num_known ? running.drafts[position - row.num_known] + limits_.visual_offset
+                          : row.is_text(position)   ? row.prompt[position]
+                                                    : -1;
+    append(plan.token_ids, n, token);
     append(plan.token_slot, n, running.slot);
     append(plan.positions, n, position);
     append(plan.slot_mapping, n, block * size + offset);
     allocator_.set_filled(block, std::max(allocator_.filled(block), offset + 1));
   }
   append(plan.query_start_loc, seq + 1, plan.num_tokens);
-  append(plan.context_lens, seq, row.num_computed);
+  append(plan.context_lens, seq, row.num_computed + count);
   std::copy(row.blocks.begin(), row.blocks.end(),
             plan.block_table.as<int32_t>() + int64_t{seq} * step_limits_.max_blocks_per_seq);
+  // A draft's keys and values are overwritten when it turns out wrong.
+  row.num_computed = std::min(row.num_computed + count, row.num_known);
 }
 
-void Scheduler::schedule(Running& running, StepPlan& plan) {
+void Scheduler::schedule_scores(Running& running, StepPlan& plan) {
+  Sequence& row = running.rows[0];
+  skip_filled(row);
+  const int32_t first_wanted = static_cast<int32_t>(running.request->prompt.size()) - 1;
+  int32_t count = std::min(step_limits_.max_tokens - plan.num_tokens, row.remaining());
+  // No more rows of logits than the head's buffer still takes.
+  const int32_t room = step_limits_.max_logit_rows - plan.num_logit_rows;
+  count = std::min(count, std::max(first_wanted - row.num_computed, 0) + room);
+  if (count <= 0) return;
+  const int32_t begin = row.num_computed, first_row = plan.num_tokens;
+  append_rows(running, row, count, plan);
+  running.first_logit_row = plan.num_logit_rows;
+  running.first_score = std::max(begin - first_wanted, 0);
+  for (int32_t i = 0; i < count; ++i)
+    if (begin + i >= first_wanted) append(plan.logit_rows, plan.num_logit_rows++, first_row + i);
+  running.num_scores = plan.num_logit_rows - running.first_logit_row;
+}
+
+// The last known token of every row and `num_drafts` drafts behind it, and the draws at all of them.
+void Scheduler::append_draws(Running& running, int32_t num_drafts, StepPlan& plan) {
   const Request& request = *running.request;
-  const int32_t budget = step_limits_.max_tokens - plan.num_tokens;
+  const int32_t num_draws = num_drafts + 1;
+  running.first_draw = plan.num_draws;
+  running.num_draws = num_draws;
+  for (size_t i = 0; i < running.rows.size(); ++i) {
+    Sequence& row = running.rows[i];
+    skip_filled(row);
+    append_rows(running, row, row.remaining() + num_drafts, plan);
+    for (int32_t d = 0; d < num_draws; ++d) {
+      append(i == 0 ? plan.cond_row : plan.uncond_row, running.first_draw + d, plan.num_logit_rows);
+      append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - num_draws + d);
+    }
+  }
+  for (int32_t d = 0; d < num_draws; ++d) {
+    const int32_t draw = plan.num_draws++;
+    if (running.rows.size() == 1) append(plan.uncond_row, draw, int32_t{-1});
+    append(plan.guidance_scale, draw, request.guidance_scale);
+    append(plan.temperature, draw, request.temperature);
+    append(plan.top_k, draw, request.top_k);
+    append(plan.top_p, draw, request.top_p);
+    append(plan.seed, draw, request.seed);
+    append(plan.position, draw, static_cast<int32_t>(request.codes.size()) + d);
+    append(plan.draw_slot, draw, running.slot);
+  }
+}
+
+// reserved_rows: query rows and rows of logits that others still need for one token each.
+void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows) {
+  const Request& request = *running.request;
   int32_t wanted = 0;  // at most: what the rows share is counted twice
   for (Sequence& row : running.rows) {
     skip_filled(row);
     wanted += row.remaining();
   }
-  if (request.is_scoring()) {
-    Sequence& row = running.rows[0];
-    const int32_t first_wanted = static_cast<int32_t>(request.prompt.size()) - 1;
-    int32_t count = std::min(budget, row.remaining());
-    // No more rows of logits than the head's buffer still takes.
-    const int32_t room = step_limits_.max_logit_rows - plan.num_logit_rows;
-    count = std::min(count, std::max(first_wanted - row.num_computed, 0) + room);
-    if (count <= 0) return;
-    const int32_t begin = row.num_computed, first_row = plan.num_tokens;
-    append_rows(running, row, count, plan);
-    running.first_logit_row = plan.num_logit_rows;
-    running.first_score = std::max(begin - first_wanted, 0);
-    for (int32_t i = 0; i < count; ++i)
-      if (begin + i >= first_wanted) append(plan.logit_rows, plan.num_logit_rows++, first_row + i);
-    running.num_scores = plan.num_logit_rows - running.first_logit_row;
-    return;
-  }
   const int32_t num_rows = static_cast<int32_t>(running.rows.size());
-  const bool samples = wanted <= budget && plan.num_logit_rows + num_rows <= step_limits_.max_logit_rows;
-  if (!samples) {
+  const int32_t tokens = step_limits_.max_tokens - plan.num_tokens;
+  const int32_t logits = step_limits_.max_logit_rows - plan.num_logit_rows;
+  if (wanted > tokens || num_rows > logits || plan.num_draws >= step_limits_.max_draws) {
     // The last prompt token of both rows waits for the step that samples.
     for (Sequence& row : running.rows) {
       skip_filled(row);  // the row before may just have filled blocks that this one shares
@@ -182,39 +218,62 @@ void Scheduler::schedule(Running& running, StepPlan& plan) {
     }
     return;
   }
-  const int32_t pair = plan.num_pairs++;
-  running.sampled_pair = pair;
-  for (int32_t i = 0; i < num_rows; ++i) {
-    skip_filled(running.rows[i]);
-    append_rows(running, running.rows[i], running.rows[i].remaining(), plan);
-    append(i == 0 ? plan.cond_row : plan.uncond_row, pair, plan.num_logit_rows);
-    append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - 1);
-  }
-  if (num_rows == 1) append(plan.uncond_row, pair, int32_t{-1});
-  append(plan.guidance_scale, pair, request.guidance_scale);
-  append(plan.temperature, pair, request.temperature);
-  append(plan.top_k, pair, request.top_k);
-  append(plan.top_p, pair, request.top_p);
-  append(plan.seed, pair, request.seed);
-  append(plan.position, pair, static_cast<int32_t>(request.codes.size()));
-  append(plan.pair_slot, pair, running.slot);
+  const auto num_codes = static_cast<int32_t>(request.codes.size());
+  extend_drafts(request.draft_source, request.grid_width, request.codes, running.drafts, request.draft_window - 1);
+  int32_t num_drafts = std::min<int32_t>(running.drafts.size(), request.draft_window - 1);
+  num_drafts = std::min(num_drafts, request.num_image_tokens - 1 - num_codes);
+  num_drafts = std::min(num_drafts, (std::min(tokens - wanted, logits - num_rows) - reserved_rows) / num_rows);
+  num_drafts = std::min(num_drafts, step_limits_.max_draws - plan.num_draws - 1 - reserved_rows);
+  append_draws(running, std::max(num_drafts, 0), plan);
 }
 
 bool Scheduler::next(StepPlan& plan) {
   drop_cancelled();
   admit();
-  plan.num_tokens = plan.num_seqs = plan.num_logit_rows = plan.num_pairs = 0;
+  plan.num_tokens = plan.num_seqs = plan.num_logit_rows = plan.num_draws = 0;
   append(plan.query_start_loc, 0, int32_t{0});
+  int32_t reserved_rows = 0;
+  for (Running& running : running_) {
+    running.num_draws = running.num_scores = 0;
+    if (!running.request->codes.empty()) reserved_rows += static_cast<int32_t>(running.rows.size());
+  }
   for (const bool drawing : {true, false})
     for (Running& running : running_) {
       if (drawing != !running.request->codes.empty()) continue;
-      running.sampled_pair = -1;
-      running.num_scores = 0;
       const int32_t before = plan.num_tokens;
-      if (before < step_limits_.max_tokens) schedule(running, plan);
+      if (drawing) reserved_rows -= static_cast<int32_t>(running.rows.size());
+      if (before < step_limits_.max_tokens)
+        running.request->is_scoring() ? schedule_scores(running, plan) : schedule(running, plan, reserved_rows);
       running.request->num_steps += plan.num_tokens > before;
     }
   return plan.num_tokens > 0;
+}
+
+// Keeps the drafts that were redrawn as they are, and the first token that was not. False when that is no number.
+bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
+  Request& request = *running.request;
+  const int32_t* tokens = plan.token.as<int32_t>() + running.first_draw;
+  const std::vector<int32_t> drawn(tokens, tokens + running.num_draws);
+  running.drafts.resize(running.num_draws - 1);
+  const int32_t accepted = accepted_length(running.drafts, drawn);
+  if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
+  for (int32_t i = 0; i < accepted; ++i) {
+    if (drawn[i] < 0) return false;
+    request.codes.push_back(drawn[i]);
+    request.log_probs.push_back(plan.log_prob.as<float>()[running.first_draw + i]);
+  }
+  request.accepted_lens.push_back(accepted);
+  request.num_done = static_cast<int32_t>(request.codes.size());
+  append(plan.last_code, running.slot, request.codes.back());
+  for (Sequence& row : running.rows) {
+    row.num_known += accepted;
+    // The drafts that were right have their keys and values already.
+    row.num_computed += accepted - 1;
+  }
+  // What was redrawn behind the first wrong draft is a better guess than the draft was. -1 can not be guessed.
+  running.drafts.clear();
+  for (size_t i = accepted; i < drawn.size() && drawn[i] >= 0; ++i) running.drafts.push_back(drawn[i]);
+  return true;
 }
 
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
@@ -226,19 +285,11 @@ void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
                   request.scores.as<float>() + running.first_score * width);
       request.num_done = running.first_score + running.num_scores;
     }
-    if (running.sampled_pair >= 0) {
-      const int32_t code = plan.token.as<int32_t>()[running.sampled_pair];
-      if (code < 0) {
-        finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
-               "the logits of image token " + std::to_string(request.codes.size()) +
-                   " hold NaN or infinity: the weights or the guidance scale are out of range");
-        return true;
-      }
-      if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
-      request.codes.push_back(code);
-      request.log_probs.push_back(plan.log_prob.as<float>()[running.sampled_pair]);
-      for (Sequence& row : running.rows) ++row.num_known;
-      request.num_done = static_cast<int32_t>(request.codes.size());
+    if (running.num_draws > 0 && !take_draws(running, plan)) {
+      finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
+             "the logits of image token " + std::to_string(request.codes.size()) +
+                 " hold NaN or infinity: the weights or the guidance scale are out of range");
+      return true;
     }
     if (request.num_done < request.num_image_tokens) return false;
     finish(running, RequestStatus::kFinished, ErrorKind::kInternal, "");

@@ -5,8 +5,10 @@
 // need are free, and then runs to its end. In a step, images that are being drawn go first with one token a row; the
 // rest of the budget goes to prompts, in chunks.
 //
-// A pair is sampled in the step that computes the last known token of both its rows. Not thread-safe: the engine
-// guards it.
+// A pair is sampled in the step that computes the last known token of both its rows. Behind that token a row may carry
+// drafts: each is redrawn with its position's own noise, the longest run that comes out equal is kept together with the
+// token after it, and what was redrawn behind that is the next step's draft (Jacobi iteration with coupled noise). How
+// many drafts a step carries changes its cost and never its result. Not thread-safe: the engine guards it.
 #pragma once
 
 #include <deque>
@@ -63,13 +65,15 @@ class Scheduler {
     int32_t num_known = 0;     // tokens whose ids are fixed
     int32_t num_computed = 0;  // tokens whose keys and values are cached
     int32_t remaining() const { return num_known - num_computed; }
+    bool is_text(int32_t position) const { return position < static_cast<int32_t>(prompt.size()); }
   };
   struct Running {
     std::shared_ptr<Request> request;
     std::vector<Sequence> rows;  // conditional, then unconditional
     int32_t slot = 0;
+    std::vector<int32_t> drafts;  // guesses for the codes behind the known ones
     // Of the step under way.
-    int32_t sampled_pair = -1;
+    int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
   };
 
@@ -78,8 +82,11 @@ class Scheduler {
   void admit();
   void drop_cancelled();
   void skip_filled(Sequence& row) const;
-  void schedule(Running& running, StepPlan& plan);
+  void schedule(Running& running, StepPlan& plan, int32_t reserved_rows);
+  void schedule_scores(Running& running, StepPlan& plan);
   void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
+  void append_draws(Running& running, int32_t num_drafts, StepPlan& plan);
+  bool take_draws(Running& running, const StepPlan& plan);
   void finish(Running& running, RequestStatus status, ErrorKind kind, const std::string& message);
 
   const SchedulerLimits limits_;

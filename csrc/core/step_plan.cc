@@ -15,17 +15,17 @@ StepPlan::StepPlan(const StepLimits& l) : limits(l) {
   context_lens = ints({l.max_seqs()});
   block_table = ints({l.max_seqs(), l.max_blocks_per_seq});
   logit_rows = ints({l.max_logit_rows});
-  cond_row = ints({l.max_pairs});
-  uncond_row = ints({l.max_pairs});
-  guidance_scale = floats({l.max_pairs});
-  temperature = floats({l.max_pairs});
-  top_k = ints({l.max_pairs});
-  top_p = floats({l.max_pairs});
-  seed = Tensor::zeros({l.max_pairs}, DType::kUInt64);
-  position = ints({l.max_pairs});
-  pair_slot = ints({l.max_pairs});
-  token = ints({l.max_pairs});
-  log_prob = floats({l.max_pairs});
+  cond_row = ints({l.max_draws});
+  uncond_row = ints({l.max_draws});
+  guidance_scale = floats({l.max_draws});
+  temperature = floats({l.max_draws});
+  top_k = ints({l.max_draws});
+  top_p = floats({l.max_draws});
+  seed = Tensor::zeros({l.max_draws}, DType::kUInt64);
+  position = ints({l.max_draws});
+  draw_slot = ints({l.max_draws});
+  token = ints({l.max_draws});
+  log_prob = floats({l.max_draws});
   last_code = ints({l.max_pairs});
 }
 
@@ -47,7 +47,7 @@ const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
       {"top_p", &StepPlan::top_p},
       {"seed", &StepPlan::seed},
       {"position", &StepPlan::position},
-      {"pair_slot", &StepPlan::pair_slot},
+      {"draw_slot", &StepPlan::draw_slot},
       {"token", &StepPlan::token},
       {"log_prob", &StepPlan::log_prob},
       {"last_code", &StepPlan::last_code},
@@ -56,14 +56,14 @@ const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
 }
 
 int StepPlan::count_index(std::string_view name) {
-  constexpr std::string_view names[] = {"num_tokens", "num_seqs", "num_logit_rows", "num_pairs"};
+  constexpr std::string_view names[] = {"num_tokens", "num_seqs", "num_logit_rows", "num_draws"};
   for (int i = 0; i < 4; ++i)
     if (names[i] == name) return i;
   fail(ErrorKind::kInternal, "step plan: no count named ", name);
 }
 
 int32_t StepPlan::count(int index) const {
-  const int32_t counts[] = {num_tokens, num_seqs, num_logit_rows, num_pairs};
+  const int32_t counts[] = {num_tokens, num_seqs, num_logit_rows, num_draws};
   return counts[index];
 }
 

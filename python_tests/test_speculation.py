@@ -1,0 +1,107 @@
+"""Speculation changes how many steps an image takes, and nothing else (contract C3)."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from simplear_engine import Engine
+from simplear_engine.config import ModelConfig
+from simplear_engine.errors import InvalidRequestError
+from simplear_engine.weights import weight_specs
+
+CONFIG = ModelConfig(
+    hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, rope_theta=1e4,
+    rms_norm_eps=1e-6, vocab_size=84, tie_word_embeddings=False, max_position_embeddings=400, visual_offset=64,
+)  # fmt: skip
+WINDOWS = [1, 2, 3, 5, 8, 16, 32, 64]
+
+
+def make_engine(dtype="float32", **options):
+    # Few codes and small weights: neighbouring draws often agree, so that drafts are right as well as wrong.
+    rng = np.random.default_rng(0)
+    weights = {
+        name: (np.ones(spec.shape) if "norm" in name else rng.standard_normal(spec.shape) * 0.15).astype(np.float32)
+        for name, spec in weight_specs(CONFIG).items()
+    }
+    return Engine.from_weights(CONFIG, weights, dtype=dtype, threads=2, **options)
+
+
+def draw(engine, seed=0, side=8, window=None, **options):
+    speculation = {"speculation": "jacobi", "draft_window": window} if window else {}
+    options = {"guidance_scale": 2.0, "temperature": 0.3, **options}
+    return engine.generate_from_ids(
+        [1 + seed % 50] * 20, [2] * 18, height=side * 16, width=(side + 1) * 16, seed=seed, **speculation, **options
+    )[0]
+
+
+def assert_same(image, plain):
+    np.testing.assert_array_equal(image.tokens, plain.tokens)
+    np.testing.assert_array_equal(image.log_probs, plain.log_probs)
+    assert image.accepted_lens.sum() == image.tokens.size
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_scale": 1}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.7, "temperature": 1.0}]
+)
+def test_image_is_the_plain_one_for_every_window(dtype, options):
+    with make_engine(dtype) as engine:
+        for seed in range(3):
+            plain = draw(engine, seed, **options)
+            for window in WINDOWS:
+                assert_same(draw(engine, seed, window=window, **options), plain)
+
+
+def test_window_saves_steps():
+    with make_engine() as engine:
+        plain, windowed = draw(engine), draw(engine, window=16)
+    assert plain.num_steps == plain.tokens.size
+    assert windowed.num_steps < 0.7 * plain.num_steps
+    assert windowed.num_steps == len(windowed.accepted_lens)
+
+
+def test_windows_prompts_and_cancellations_mix_in_one_step():
+    class Enough(Exception):
+        pass
+
+    def stop(done, total):
+        if done > 20:
+            raise Enough
+
+    windows = [1, 3, 64, 8, 2, 16]
+    with make_engine(max_pairs=4, prefill_chunk=37) as engine:
+        plain = [draw(engine, seed, side=6 + seed) for seed in range(len(windows))]
+        images = {}
+
+        def work(seed):
+            images[seed] = draw(engine, seed, side=6 + seed, window=windows[seed])
+
+        def cancelled():
+            with pytest.raises(Enough):
+                draw(engine, 99, side=15, window=32, on_progress=stop)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(len(windows))]
+        threads += [threading.Thread(target=cancelled) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stats = engine.stats()
+    for seed, expected in enumerate(plain):
+        assert_same(images[seed], expected)
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"speculation": "magic"}, 'speculation: expected None or "jacobi", got \'magic\''),
+        ({"draft_window": 4}, "draft_window: expected None where speculation is None"),
+        ({"speculation": "jacobi", "draft_window": 65}, "draft_window: expected an integer in 1..64, got 65"),
+        ({"speculation": "jacobi", "draft_window": 0}, "draft_window: expected an integer in 1..64, got 0"),
+    ],
+)
+def test_impossible_speculation_is_refused(options, message):
+    with make_engine() as engine, pytest.raises(InvalidRequestError, match=message):
+        draw(engine, **options)
