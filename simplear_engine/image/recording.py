@@ -23,7 +23,7 @@ class Recording:
         self._output = run_network(ops, self._input)
         self._program = ops.program
         self._pool = pool
-        self._plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_blocks_per_seq=1)
+        self._plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The result is a view that the next call overwrites."""
