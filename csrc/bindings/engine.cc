@@ -136,7 +136,11 @@ void bind_engine(py::module_& m) {
       .def("resume", &Engine::resume, py::arg("weights_changed"), py::call_guard<py::gil_scoped_release>())
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
       .def("stats", [](Engine& engine) {
-        const Engine::Stats s = engine.stats();
+        const Engine::Stats s = [&] {
+          // The engine thread may hold its lock while it lets go of a Python object.
+          py::gil_scoped_release release;
+          return engine.stats();
+        }();
         py::dict stats;
         stats["num_steps"] = s.num_steps;
         stats["num_tokens"] = s.num_tokens;
