@@ -1,14 +1,13 @@
 """Every implementation of every op against its reference, on every declared case.
 
-Outputs start as NaN, inputs are compared before and after, and cases poison what must not be read.
+Outputs start as NaN, inputs are compared before and after (testing/op_trial.py), and cases poison what must not be read.
 """
 
-import numpy as np
 import pytest
 
 from simplear_engine import _C
-from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
 from simplear_engine.kernels.op import all_ops
+from simplear_engine.testing.op_trial import Trial
 
 OPS = all_ops()
 IMPLS = _C.op_impls()
@@ -24,18 +23,6 @@ def runnable():
                 yield pytest.param(op, impl, case, id=f"{name}-{impl}-{case.id}")
 
 
-def dtype_of(op, case, name):
-    return case.dtypes.get(name, op.args[name].dtypes[0])
-
-
-def as_tensor(array, dtype):
-    return _C.Tensor.from_numpy(encode_bfloat16(array), "bfloat16") if dtype == "bfloat16" else _C.Tensor.from_numpy(array)
-
-
-def as_array(tensor):
-    return decode_bfloat16(tensor.numpy()) if tensor.dtype == "bfloat16" else tensor.numpy()
-
-
 @pytest.fixture(scope="module")
 def pool():
     return _C.ThreadPool(2)
@@ -43,37 +30,9 @@ def pool():
 
 @pytest.mark.parametrize("op, impl, case", list(runnable()))
 def test_matches_reference(op, impl, case, pool):
-    rng = np.random.default_rng(sum(map(ord, case.id)))
-    arrays = {name: np.ascontiguousarray(array) for name, array in op.make_inputs(case, rng).items()}
-    for name in arrays:
-        if dtype_of(op, case, name) == "bfloat16":
-            arrays[name] = decode_bfloat16(encode_bfloat16(arrays[name]))
-    sizes = op.solve_axes({name: array.shape for name, array in arrays.items()}, known=case.axes)
-    expected = op.reference(**arrays, **{**op.scalars, **case.scalars})
-
-    args = {}
-    for name, spec in op.args.items():
-        dtype = dtype_of(op, case, name)
-        if name in op.layouts and name in arrays:
-            args[name] = op.layouts[name](arrays[name], dtype, pool)
-        elif name in arrays:
-            args[name] = as_tensor(arrays[name].copy(), dtype)
-        elif not spec.optional:
-            shape = [eval(extent, {}, dict(sizes)) for extent in spec.extents]
-            args[name] = _C.Tensor.zeros(shape, dtype)
-            args[name].numpy().view(np.uint8).fill(0xFF)  # NaN in every float type, -1 in integers
-    op.run(impl, pool, args, **case.scalars)
-
-    rtol, atol = op.tolerance(case)
-    for name, spec in op.args.items():
-        if spec.role == "in":
-            if name in arrays and name not in op.layouts:
-                np.testing.assert_array_equal(as_array(args[name]), arrays[name], err_msg=f"input {name} was changed")
-        else:
-            want, got = expected[name], as_array(args[name])
-            if dtype_of(op, case, name) == "bfloat16":
-                want = decode_bfloat16(encode_bfloat16(want))
-            np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=name)
+    trial = Trial(op, impl, case, pool)
+    trial.run()
+    trial.check()
 
 
 @pytest.mark.parametrize("name", OPS)
