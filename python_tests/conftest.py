@@ -21,5 +21,5 @@ def tiny_engine(tiny_checkpoint):
     """An engine on `tiny_checkpoint` that nobody may close."""
     from simplear_engine import Engine
 
-    with Engine.from_pretrained(tiny_checkpoint, threads=2) as engine:
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
         yield engine

@@ -202,9 +202,9 @@ def test_exception_in_on_progress_cancels_and_goes_on_to_the_caller(tiny_engine,
 def test_request_that_can_never_fit_is_refused_with_what_to_do(tiny_checkpoint):
     from simplear_engine.forward import cache_block_bytes
 
-    with Engine.from_pretrained(tiny_checkpoint) as roomy:
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as roomy:
         block_bytes = cache_block_bytes(roomy.model, roomy.dtype)
-    with Engine.from_pretrained(tiny_checkpoint, kv_cache_bytes=20 * block_bytes) as engine:
+    with Engine.from_pretrained(tiny_checkpoint, threads=1, kv_cache_bytes=20 * block_bytes) as engine:
         with pytest.raises(CapacityError, match=r"needs 34 KV blocks, the cache has 20: .*kv_cache_bytes"):
             engine.generate("apple", height=256, width=256)
         with pytest.raises(InvalidRequestError, match="the model knows 32768 positions"):
@@ -220,7 +220,7 @@ def test_prompt_longer_than_the_model_is_refused(tiny_engine):
 
 
 def test_full_queue_refuses_and_later_takes_again(tiny_checkpoint):
-    with Engine.from_pretrained(tiny_checkpoint, max_pairs=1, max_queue=1) as engine:
+    with Engine.from_pretrained(tiny_checkpoint, threads=1, max_pairs=1, max_queue=1) as engine:
         expected = drawn(engine.generate(**SMALL))
         results = []
         engine._core.pause()  # what is submitted now stays in the queue
@@ -238,7 +238,7 @@ def test_full_queue_refuses_and_later_takes_again(tiny_checkpoint):
 
 
 def test_call_larger_than_the_queue_feeds_it_as_room_comes(tiny_checkpoint):
-    with Engine.from_pretrained(tiny_checkpoint, max_pairs=2, max_queue=1) as engine:
+    with Engine.from_pretrained(tiny_checkpoint, threads=1, max_pairs=2, max_queue=1) as engine:
         images = engine.generate(**SMALL, num_images=12)
         assert [image.seed for image in images] == list(range(7, 19))
         assert_nothing_is_left(engine)
