@@ -102,7 +102,12 @@ def test_last_seed_leaves_room_for_all_images(tiny_engine):
 def test_numpy_numbers_are_numbers(tiny_engine):
     exact = tiny_engine.generate(**SMALL, guidance_scale=2.0, top_k=5)
     same = tiny_engine.generate(
-        "apple", height=np.int64(32), width=np.uint8(32), seed=np.uint64(7), guidance_scale=np.float32(2), top_k=np.int8(5)
+        "apple",
+        height=np.int64(32),
+        width=np.uint8(32),
+        seed=np.uint64(7),
+        guidance_scale=np.float32(2),
+        top_k=np.int8(5),
     )
     assert drawn(same) == drawn(exact)
     assert type(same[0].seed) is int

@@ -73,7 +73,9 @@ def imports(path: Path):
 
 
 def test_import_loads_nothing_heavier_than_numpy():
-    loaded = run_python("import simplear_engine, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))").split()
+    loaded = run_python(
+        "import simplear_engine, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    ).split()
     assert "numpy" in loaded
     assert not set(HEAVY) & set(loaded)
 
@@ -126,7 +128,8 @@ def test_python_is_known_to_the_bindings_only_and_torch_to_nobody():
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
         for folder, path, _, name in includes()
-        if name.startswith(("torch/", "ATen/", "c10/")) or (name.startswith(PYTHON_HEADERS) and folder != "csrc/bindings")
+        if name.startswith(("torch/", "ATen/", "c10/"))
+        or (name.startswith(PYTHON_HEADERS) and folder != "csrc/bindings")
     ]
     assert not wrong
     assert any(name.startswith("pybind11/") for _, _, _, name in includes()), "the scan does not see includes"
