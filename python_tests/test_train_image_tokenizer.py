@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from simplear_train.image_tokenizer import (  # noqa: E402
+from simplear_train.image_tokenizer import (
     FSQ,
     ImageTokenizer,
     TokenizerConfig,
@@ -16,7 +16,9 @@ from simplear_train.image_tokenizer import (  # noqa: E402
     save_image_tokenizer,
 )
 
-TINY = TokenizerConfig(channels=8, channels_mult=(1, 2, 2), num_res_blocks=1, num_groups=4, z_channels=12, levels=(8, 5, 4))
+TINY = TokenizerConfig(
+    channels=8, channels_mult=(1, 2, 2), num_res_blocks=1, num_groups=4, z_channels=12, levels=(8, 5, 4)
+)
 
 
 @pytest.mark.parametrize("levels", [(8, 8, 8, 8), (8, 5, 5, 5), (5, 3), (8, 8, 8, 5, 5, 5)])

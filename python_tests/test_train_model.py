@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 tokenizers = pytest.importorskip("tokenizers")
 
-from simplear_train.model import Qwen2Config, Qwen2Model, load_hf_folder, save_hf_folder  # noqa: E402
-from simplear_train.pretrain import TokenData, losses  # noqa: E402
-from simplear_train.text_tokenizer import CONTROL_TOKENS, prompt_ids, train_text_tokenizer  # noqa: E402
+from simplear_train.model import Qwen2Config, Qwen2Model, load_hf_folder, save_hf_folder
+from simplear_train.pretrain import TokenData, losses
+from simplear_train.text_tokenizer import CONTROL_TOKENS, prompt_ids, train_text_tokenizer
 
 CAPTIONS = ["a red apple", "two dogs", "a cat and a dog", "a blue car left of a tree"]
 
@@ -27,7 +27,9 @@ def test_saved_folder_gives_the_same_logits_in_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = small_model()
     save_hf_folder(model, tmp_path, torch.float32)
-    theirs, report = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    theirs, report = transformers.Qwen2ForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     ids = torch.randint(0, 300, (2, 37))
     with torch.no_grad():

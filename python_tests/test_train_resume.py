@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
-from simplear_train.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from simplear_train.presets import PRESETS  # noqa: E402
+from simplear_train.checkpoint import load_checkpoint, save_checkpoint
+from simplear_train.presets import PRESETS
 
 
 def assert_equal_states(first, second):
@@ -35,7 +35,9 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
     for split, count in (("train", 40), ("validation", 8)):
         captions = [[f"picture {i}", f"number {i}"] for i in range(count)]
         words = np.frombuffer(str(captions).replace("'", '"').encode(), np.uint8)
-        np.savez(tokens / f"{split}-0-of-1.npz", codes=rng.integers(0, 16, (count, 2, 2)).astype(np.uint16), captions=words)
+        np.savez(
+            tokens / f"{split}-0-of-1.npz", codes=rng.integers(0, 16, (count, 2, 2)).astype(np.uint16), captions=words
+        )
     pretrain(preset, tokens, tmp_path / "straight", "cpu", resume=False)
     pretrain(preset, tokens, tmp_path / "halved", "cpu", resume=False, stop_at=7)
     pretrain(preset, tokens, tmp_path / "halved", "cpu", resume=True)
@@ -58,7 +60,9 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
 
     monkeypatch.setattr(module, "SceneMaker", NoiseScenes)
     smoke = PRESETS["smoke"]
-    preset = replace(smoke, tokenizer=replace(smoke.tokenizer, image_side=32, channels=8, z_channels=8, steps=6, batch_size=2))
+    preset = replace(
+        smoke, tokenizer=replace(smoke.tokenizer, image_side=32, channels=8, z_channels=8, steps=6, batch_size=2)
+    )
     module.train_tokenizer(preset, tmp_path / "straight", tmp_path, "cpu", resume=False)
     module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=False, stop_at=2)
     module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=True)

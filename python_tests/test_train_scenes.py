@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from simplear_train.concepts import COLOURS, CONCEPTS  # noqa: E402
-from simplear_train.emoji_scenes import BACKGROUNDS, SceneMaker, is_held_out, render  # noqa: E402
+from simplear_train.concepts import COLOURS, CONCEPTS
+from simplear_train.emoji_scenes import BACKGROUNDS, SceneMaker, is_held_out, render
 
 
 class FakeSprites(dict):

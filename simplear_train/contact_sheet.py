@@ -53,7 +53,9 @@ def sheet(pictures: list[np.ndarray], captions: tuple[str, ...], columns: int = 
     side, text_height = 160, 20
     font = ImageFont.load_default(13)
     rows = -(-len(pictures) // columns)
-    canvas = Image.new("RGB", (columns * (side + margin) + margin, rows * (side + text_height + margin) + margin), "white")
+    canvas = Image.new(
+        "RGB", (columns * (side + margin) + margin, rows * (side + text_height + margin) + margin), "white"
+    )
     pen = ImageDraw.Draw(canvas)
     for i, (picture, caption) in enumerate(zip(pictures, captions)):
         x, y = margin + i % columns * (side + margin), margin + i // columns * (side + text_height + margin)

@@ -153,7 +153,9 @@ class SceneMaker:
             # "and" names the left one first, as a reader would.
             choice = say.choice(["{0} and {1}", "{0} and {1}", "{0} with {1}", "{0} next to {1}"])
         else:
-            choice = say.choice(["{0} left of {1}", "{0} to the left of {1}", "{1} right of {0}", "{1} to the right of {0}"])
+            choice = say.choice(
+                ["{0} left of {1}", "{0} to the left of {1}", "{1} right of {0}", "{1} to the right of {0}"]
+            )
         caption = str(choice).format(first, second)
         if say.random() < 0.1:
             caption = "a picture of " + caption

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .emoji_scenes import SceneMaker
 from .image_tokenizer import load_image_tokenizer
-from .parallel import Share, join_peers
+from .parallel import ALONE, Share, join_peers
 from .presets import PRESETS, Preset, concepts_of
 from .sprites import DEFAULT_CACHE
 from .train_tokenizer import VALIDATION_SEED_OFFSET, to_tensor
@@ -29,7 +29,9 @@ WORDINGS = 6  # captions kept per scene; pretraining draws one of them each time
 
 
 @torch.no_grad()
-def extract(preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = Share()) -> None:
+def extract(
+    preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = ALONE
+) -> None:
     tokenizer = load_image_tokenizer(tokenizer_path).to(device)
     out.mkdir(parents=True, exist_ok=True)
     splits = {
@@ -43,7 +45,9 @@ def extract(preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, de
         maker = SceneMaker(seed, preset.tokenizer.image_side, cache_dir, concepts_of(preset))
         numbers = share.slice(0, num_scenes)
         codes, captions = [], []
-        for begin in tqdm(range(numbers.start, numbers.stop, 32), desc=split, disable=not share.is_first, mininterval=5):
+        for begin in tqdm(
+            range(numbers.start, numbers.stop, 32), desc=split, disable=not share.is_first, mininterval=5
+        ):
             batch = range(begin, min(begin + 32, numbers.stop))
             images = to_tensor([maker.picture(i) for i in batch]).to(device)
             # bf16 would be faster, but a rounded z near a decision threshold gives another code than the encoder

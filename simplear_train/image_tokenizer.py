@@ -289,5 +289,6 @@ def load_image_tokenizer(path: Path) -> ImageTokenizer:
     with safe_open(str(path), "pt") as file:
         config = TokenizerConfig.from_metadata(json.loads(file.metadata()["config"]))
         tokenizer = ImageTokenizer(config)
-        tokenizer.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})
+        names = file.keys()
+        tokenizer.load_state_dict({name: file.get_tensor(name).float() for name in names})
     return tokenizer.eval()

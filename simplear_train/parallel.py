@@ -29,13 +29,18 @@ class Share:
 
     def slice(self, begin: int, batch_size: int) -> range:
         """The sample numbers of this process in the batch [begin, begin + batch_size)."""
-        return range(begin + self.rank * batch_size // self.world_size, begin + (self.rank + 1) * batch_size // self.world_size)
+        return range(
+            begin + self.rank * batch_size // self.world_size, begin + (self.rank + 1) * batch_size // self.world_size
+        )
+
+
+ALONE = Share()
 
 
 def join_peers(device: str) -> Share:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        return Share()
+        return ALONE
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

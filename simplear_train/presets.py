@@ -55,7 +55,7 @@ class PretrainPreset:
     num_validation_scenes: int = 1_000
     text_vocab_size: int = 752
     batch_size: int = 32
-    steps: int = 8000
+    steps: int = 9700
     warmup_steps: int = 200
     learning_rate: float = 2e-3
     min_learning_rate: float = 5e-5
@@ -85,10 +85,19 @@ PRESETS = {
     "smoke": Preset(
         "smoke",
         16,
-        TokenizerPreset(channels=16, z_channels=16, batch_size=16, steps=60, warmup_steps=10, refine_steps=20, ema_decay=0.9),
-        ModelPreset(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1),
+        TokenizerPreset(
+            channels=16, z_channels=16, batch_size=16, steps=60, warmup_steps=10, refine_steps=20, ema_decay=0.9
+        ),
+        ModelPreset(
+            hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+        ),
         PretrainPreset(
-            num_scenes=512, num_validation_scenes=64, text_vocab_size=320, batch_size=32, steps=150, warmup_steps=10,
+            num_scenes=512,
+            num_validation_scenes=64,
+            text_vocab_size=320,
+            batch_size=32,
+            steps=150,
+            warmup_steps=10,
             ema_decay=0.95,
         ),
     ),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .checkpoint import AveragedWeights, JsonlLog, adamw, cosine_learning_rate, load_checkpoint, save_checkpoint
 from .extract_tokens import read_tokens
 from .model import Qwen2Config, Qwen2Model, save_hf_folder
-from .parallel import Share, average_gradients, join_peers
+from .parallel import ALONE, Share, average_gradients, join_peers
 from .presets import PRESETS, Preset
 from .text_tokenizer import prompt_ids, train_text_tokenizer
 
@@ -34,7 +34,9 @@ SORTED_BATCHES = 16  # batches that are sorted by length together, so that littl
 class TokenData:
     """Samples as id sequences. Which samples, wordings and drops a step sees depends on (seed, step) alone."""
 
-    def __init__(self, codes: np.ndarray, captions: list[list[str]], tokenizer: Tokenizer, drop_condition: float, seed: int):
+    def __init__(
+        self, codes: np.ndarray, captions: list[list[str]], tokenizer: Tokenizer, drop_condition: float, seed: int
+    ):
         self.codes = codes + tokenizer.get_vocab_size()
         self.prompts = [[prompt_ids(tokenizer, wording) for wording in wordings] for wordings in captions]
         self.bare = prompt_ids(tokenizer, "")
@@ -62,13 +64,15 @@ class TokenData:
     def prompt(self, sample: int, wording: int) -> list[int]:
         return self.bare if wording < 0 else self.prompts[sample][wording]
 
-    def batch(self, step: int, batch_size: int, share: Share = Share()) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, batch_size: int, share: Share = ALONE) -> tuple[Tensor, Tensor]:
         """(ids int64 [B, T], prompt lengths int64 [B]) of this process's share"""
         epoch, number = divmod(step, len(self.codes) // batch_size)
         order, wordings = self._epoch(epoch, batch_size)
         # A stride, not a block: batches are sorted, and every process should get short and long prompts.
         mine = slice(share.rank, None, share.world_size)
-        return self.pad([(self.prompt(i, w), self.codes[i]) for i, w in zip(order[number][mine], wordings[number][mine])])
+        return self.pad(
+            [(self.prompt(i, w), self.codes[i]) for i, w in zip(order[number][mine], wordings[number][mine])]
+        )
 
     def pad(self, samples: list[tuple[list[int], np.ndarray]]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(prompt) for prompt, _ in samples])
@@ -80,7 +84,9 @@ class TokenData:
         return ids, lengths
 
 
-def losses(model: Qwen2Model, ids: Tensor, lengths: Tensor, num_visual: int, visual_offset: int) -> tuple[Tensor, Tensor]:
+def losses(
+    model: Qwen2Model, ids: Tensor, lengths: Tensor, num_visual: int, visual_offset: int
+) -> tuple[Tensor, Tensor]:
     """(visual, text) cross entropy in nats per token"""
     hidden = model.hidden(ids[:, :-1])
     # The state at position p predicts token p + 1; the picture starts at `lengths`.
@@ -138,7 +144,12 @@ def pretrain(preset: Preset, tokens: Path, out: Path, device: str, resume: bool,
     log.write(parameters=sum(p.numel() for p in model.parameters()), batch_size=settings.batch_size, scenes=len(codes))
 
     def keep(done: int) -> None:
-        state = {"step": done, "model": model.state_dict(), "average": average.state(), "optimizer": optimizer.state_dict()}
+        state = {
+            "step": done,
+            "model": model.state_dict(),
+            "average": average.state(),
+            "optimizer": optimizer.state_dict(),
+        }
         save_checkpoint(out / "checkpoint.pt", state)
         averaged = Qwen2Model(model.config)
         averaged.load_state_dict(average.values)
@@ -146,10 +157,19 @@ def pretrain(preset: Preset, tokens: Path, out: Path, device: str, resume: bool,
         text_tokenizer.save(str(out / "tokenizer.json"))
 
     last_step = min(settings.steps, stop_at or settings.steps)
-    progress = tqdm(range(first_step, last_step), initial=first_step, total=settings.steps, desc="pretrain", mininterval=5, disable=not share.is_first)
+    progress = tqdm(
+        range(first_step, last_step),
+        initial=first_step,
+        total=settings.steps,
+        desc="pretrain",
+        mininterval=5,
+        disable=not share.is_first,
+    )
     for step in progress:
         ids, lengths = (t.to(device) for t in train.batch(step, settings.batch_size, share))
-        rate = cosine_learning_rate(step, settings.steps, settings.warmup_steps, settings.learning_rate, settings.min_learning_rate)
+        rate = cosine_learning_rate(
+            step, settings.steps, settings.warmup_steps, settings.learning_rate, settings.min_learning_rate
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(torch.device(device).type, torch.bfloat16):

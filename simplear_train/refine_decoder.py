@@ -25,7 +25,9 @@ from .sprites import DEFAULT_CACHE
 from .train_tokenizer import VALIDATION_SEED_OFFSET, reconstruction_loss, to_tensor, validate
 
 
-def refine_decoder(preset: Preset, tokenizer_path: Path, tokens: Path, out: Path, cache_dir: Path, device: str, resume: bool) -> Path:
+def refine_decoder(
+    preset: Preset, tokenizer_path: Path, tokens: Path, out: Path, cache_dir: Path, device: str, resume: bool
+) -> Path:
     settings, share = preset.tokenizer, join_peers(device)
     tokenizer = load_image_tokenizer(tokenizer_path).to(device).train()
     for part in (tokenizer.encoder, tokenizer.quant_conv):
@@ -48,7 +50,14 @@ def refine_decoder(preset: Preset, tokenizer_path: Path, tokens: Path, out: Path
         first_step = state["step"]
     log = JsonlLog(out / "log.jsonl", append=first_step > 0, enabled=share.is_first)
     steps, batch_size = settings.refine_steps, settings.batch_size
-    for step in tqdm(range(first_step, steps), initial=first_step, total=steps, desc="decoder", mininterval=5, disable=not share.is_first):
+    for step in tqdm(
+        range(first_step, steps),
+        initial=first_step,
+        total=steps,
+        desc="decoder",
+        mininterval=5,
+        disable=not share.is_first,
+    ):
         epoch, number = divmod(step, len(codes) // batch_size)
         order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(preset.seed + epoch))
         chosen = order[torch.tensor(share.slice(number * batch_size, batch_size))]
@@ -70,7 +79,12 @@ def refine_decoder(preset: Preset, tokenizer_path: Path, tokens: Path, out: Path
             log.write(step=done, loss=round(loss.item(), 5), pixel=round(pixel.item(), 5))
         if share.is_first and (done % 250 == 0 or done == steps):
             log.write(step=done, **validate(tokenizer, average, validation, out / "reconstructions.png"))
-            state = {"step": done, "model": tokenizer.state_dict(), "average": average.state(), "optimizer": optimizer.state_dict()}
+            state = {
+                "step": done,
+                "model": tokenizer.state_dict(),
+                "average": average.state(),
+                "optimizer": optimizer.state_dict(),
+            }
             save_checkpoint(out / "checkpoint.pt", state)
             averaged = load_image_tokenizer(tokenizer_path)
             averaged.load_state_dict(average.values)
@@ -81,7 +95,9 @@ def refine_decoder(preset: Preset, tokenizer_path: Path, tokens: Path, out: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.safetensors whose encoder made the tokens")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="tokenizer.safetensors whose encoder made the tokens"
+    )
     parser.add_argument("--tokens", type=Path, required=True, help="folder of extract_tokens")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)

@@ -14,7 +14,13 @@ from .text_tokenizer import prompt_ids
 
 @torch.no_grad()
 def sample_codes(
-    model: Qwen2Model, tokenizer: Tokenizer, prompts: list[str], num_visual: int, guidance_scale: float, temperature: float, seed: int
+    model: Qwen2Model,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    num_visual: int,
+    guidance_scale: float,
+    temperature: float,
+    seed: int,
 ) -> Tensor:
     """int64 [len(prompts), num_visual] code indices. Temperature 0 is greedy."""
     offset = tokenizer.get_vocab_size()

@@ -21,7 +21,8 @@ from .model import load_hf_folder, save_hf_folder
 from .sprites import PACKAGES
 
 SIZE_LIMIT = 12_000_000  # bytes: the folder lives in the repository
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 1.7  # chosen with nearest_scene.py, as is TOP_K
+TOP_K = 4
 
 NOTICE = """\
 The weights in this folder were trained by the scripts in simplear_train/ on pictures rendered from these works. The
@@ -111,7 +112,7 @@ def ship(model_folder: Path, tokenizer_path: Path, out: Path, side: int) -> None
         building / "simplear.json",
         {
             "format": 1, "prompt_begin": "<|t2i|>", "prompt_prefix": "", "prompt_end": "<|soi|>", "negative_prompt": "",
-            "guidance_scale": GUIDANCE_SCALE, "height": side, "width": side, "top_k": None,
+            "guidance_scale": GUIDANCE_SCALE, "height": side, "width": side, "top_k": TOP_K,
         },
     )  # fmt: skip
     (building / "NOTICE").write_text(NOTICE.format(**{name: spec for name, (spec, _) in PACKAGES.items()}))
@@ -140,7 +141,9 @@ def write_json(path: Path, value: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of pretrain")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.safetensors of refine_decoder or train_tokenizer")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="tokenizer.safetensors of refine_decoder or train_tokenizer"
+    )
     parser.add_argument("--out", type=Path, default=Path("simplear_engine/default_model"))
     parser.add_argument("--side", type=int, default=128, help="picture side in pixels")
     args = parser.parse_args()

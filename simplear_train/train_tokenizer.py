@@ -52,7 +52,9 @@ def reconstruction_loss(output: Tensor, images: Tensor, preset: TokenizerPreset)
     weights = object_weights(images, preset.object_weight)
     error = output - images
     pixel = (weights * error.abs()).mean()
-    gradient = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
+    gradient = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
+        weights[..., 1:, :] * error.diff(dim=-2).abs()
+    ).mean()
     return pixel + preset.gradient_loss_weight * gradient, pixel
 
 
@@ -74,7 +76,9 @@ def validate(tokenizer: ImageTokenizer, average: AveragedWeights, images: Tensor
     return {"psnr": round(psnr.item(), 3), "codes_used": indices.unique().numel()}
 
 
-def train_tokenizer(preset: Preset, out: Path, cache_dir: Path, device: str, resume: bool, stop_at: int | None = None) -> Path:
+def train_tokenizer(
+    preset: Preset, out: Path, cache_dir: Path, device: str, resume: bool, stop_at: int | None = None
+) -> Path:
     settings, share = preset.tokenizer, join_peers(device)
     torch.manual_seed(preset.seed)
     tokenizer = ImageTokenizer(tokenizer_config(settings)).to(device)
@@ -95,11 +99,20 @@ def train_tokenizer(preset: Preset, out: Path, cache_dir: Path, device: str, res
     log.write(parameters=sum(p.numel() for p in tokenizer.parameters()), batch_size=settings.batch_size)
 
     last_step = min(settings.steps, stop_at or settings.steps)
-    progress = tqdm(range(first_step, last_step), initial=first_step, total=settings.steps, desc="tokenizer", mininterval=5, disable=not share.is_first)
+    progress = tqdm(
+        range(first_step, last_step),
+        initial=first_step,
+        total=settings.steps,
+        desc="tokenizer",
+        mininterval=5,
+        disable=not share.is_first,
+    )
     for step in progress:
         numbers = share.slice(step * settings.batch_size, settings.batch_size)
         images = to_tensor([scenes.picture(i) for i in numbers]).to(device)
-        rate = cosine_learning_rate(step, settings.steps, settings.warmup_steps, settings.learning_rate, 0.02 * settings.learning_rate)
+        rate = cosine_learning_rate(
+            step, settings.steps, settings.warmup_steps, settings.learning_rate, 0.02 * settings.learning_rate
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -120,7 +133,12 @@ def train_tokenizer(preset: Preset, out: Path, cache_dir: Path, device: str, res
             log.write(step=done, **validate(tokenizer, average, validation, out / "reconstructions.png"))
             save_checkpoint(
                 out / "checkpoint.pt",
-                {"step": done, "model": tokenizer.state_dict(), "average": average.state(), "optimizer": optimizer.state_dict()},
+                {
+                    "step": done,
+                    "model": tokenizer.state_dict(),
+                    "average": average.state(),
+                    "optimizer": optimizer.state_dict(),
+                },
             )
     if share.is_first:
         tokenizer.load_state_dict(average.values)
