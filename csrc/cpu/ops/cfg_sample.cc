@@ -145,7 +145,7 @@ void cfg_sample(const CfgSampleParams& p, ThreadPool& pool) {
   // Thread 0's scratch serves all: it is sized before the threads start and written at disjoint places.
   auto* chunks = static_cast<ChunkResult*>(pool.scratch(0, items * sizeof(ChunkResult) + p.num_pairs * sizeof(float)));
   auto* thresholds = reinterpret_cast<float*>(chunks + items);
-  parallel_for(pool, items, [&](int64_t begin, int64_t end, int) {
+  parallel_for(pool, items, grain_of(kChunk), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % num_chunks * kChunk;
       guide_chunk(p, i / num_chunks, first, chunk_end(first));

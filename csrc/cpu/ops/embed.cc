@@ -14,7 +14,7 @@ void copy_row(const T* from, float* to, int64_t n) {
 
 void embed(const EmbedParams& p, ThreadPool& pool) {
   const int64_t width = p.hidden_size;
-  parallel_for(pool, p.num_tokens, [&](int64_t begin, int64_t end, int) {
+  parallel_for(pool, p.num_tokens, grain_of(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const int32_t token = p.token_ids[n];
       const int64_t id = token >= 0 ? token : p.last_code[p.slot[n]] + p.visual_offset;

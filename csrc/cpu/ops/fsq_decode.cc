@@ -6,7 +6,7 @@ namespace simplear::SIMPLEAR_ISA {
 namespace {
 
 void fsq_decode(const FsqDecodeParams& p, ThreadPool& pool) {
-  parallel_for(pool, p.num_indices, [&](int64_t begin, int64_t end, int) {
+  parallel_for(pool, p.num_indices, grain_of(p.num_dims), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       int32_t rest = p.indices[n];
       for (int32_t d = 0; d < p.num_dims; ++d) {

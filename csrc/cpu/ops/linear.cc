@@ -27,7 +27,9 @@ void linear_as(const LinearParams& p, ThreadPool& pool) {
   const int64_t stride = in * kPanelRows;
   // Threads own whole tiles of panels, so that both stream weights in full-width tiles.
   const int64_t groups = (num_panels(out) + kMaxTilePanels - 1) / kMaxTilePanels;
-  parallel_for(pool, groups, [&](int64_t begin, int64_t end, int) {
+  // A vector multiply-add does the work of some ten simple elements.
+  const int64_t grain = grain_of(p.num_rows * in * kMaxTilePanels * kPanelRows / 10);
+  parallel_for(pool, groups, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * kMaxTilePanels;
       const int64_t last = first + kMaxTilePanels < num_panels(out) ? first + kMaxTilePanels : num_panels(out);

@@ -123,7 +123,11 @@ void attend(const PagedAttentionParams& p, int64_t seq, int64_t row, int64_t gro
 void paged_attention(const PagedAttentionParams& p, ThreadPool& pool) {
   const int64_t heads_per_group = p.num_heads / p.num_kv_heads;
   const size_t scratch_bytes = heads_per_group * (p.head_dim * sizeof(float) + sizeof(HeadState));
-  parallel_for(pool, int64_t{p.num_tokens} * p.num_kv_heads, [&](int64_t begin, int64_t end, int thread) {
+  int64_t num_keys = 0;
+  for (int64_t s = 0; s < p.num_seqs; ++s) num_keys += p.context_lens[s];
+  // Two products with the keys of an average context.
+  const int64_t work = p.num_seqs > 0 ? heads_per_group * p.head_dim * (num_keys / p.num_seqs) / 5 : 0;
+  parallel_for(pool, int64_t{p.num_tokens} * p.num_kv_heads, grain_of(work), [&](int64_t begin, int64_t end, int thread) {
     float* scratch = static_cast<float*>(pool.scratch(thread, scratch_bytes));
     int64_t seq = 0;
     for (int64_t item = begin; item < end; ++item) {

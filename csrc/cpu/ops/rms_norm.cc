@@ -30,7 +30,7 @@ void norm_row(const float* x, const W* weight, Y* y, int64_t n, float eps) {
 template <class W>
 void norm_rows(const RmsNormParams& p, const W* weight, ThreadPool& pool) {
   const int64_t width = p.hidden_size;
-  parallel_for(pool, p.num_rows, [&](int64_t begin, int64_t end, int) {
+  parallel_for(pool, p.num_rows, grain_of(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const float* x = p.x + (p.rows ? p.rows[n] : n) * width;
       if (p.y.dtype == DType::kBFloat16) norm_row(x, weight, static_cast<uint16_t*>(p.y.data) + n * width, width, p.eps);

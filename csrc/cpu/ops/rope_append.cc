@@ -32,7 +32,8 @@ void rope_append_token(const RopeAppendParams& p, int64_t n, T* k_cache, T* v_ca
 }
 
 void rope_append(const RopeAppendParams& p, ThreadPool& pool) {
-  parallel_for(pool, p.num_tokens, [&](int64_t begin, int64_t end, int) {
+  const int64_t width = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
+  parallel_for(pool, p.num_tokens, grain_of(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       if (p.k_cache.dtype == DType::kBFloat16)
         rope_append_token(p, n, static_cast<uint16_t*>(p.k_cache.data), static_cast<uint16_t*>(p.v_cache.data));
