@@ -21,8 +21,8 @@ from .model import load_hf_folder, save_hf_folder
 from .sprites import PACKAGES
 
 SIZE_LIMIT = 12_000_000  # bytes: the folder lives in the repository
-GUIDANCE_SCALE = 1.7  # chosen with nearest_scene.py, as is TOP_K
-TOP_K = 4
+GUIDANCE_SCALE = 1.4  # chosen with nearest_scene.py, as is TOP_K
+TOP_K = 2
 
 NOTICE = """\
 The weights in this folder were trained by the scripts in simplear_train/ on pictures rendered from these works. The
