@@ -72,7 +72,7 @@ Words outside this list give one of these things or a mixture of them.
 **Training data** were rendered on the fly from Noto Emoji (Apache-2.0) and Fluent Emoji flat (MIT), words from emojibase
 (MIT, Unicode); see NOTICE. No people, no flags, no logos, no photographs.
 
-**Held out**: a tenth of the ordered pairs ("a cat and a dog" in that order is or is not seen, by a hash of the nouns).
+**Held out**: a tenth of the ordered pairs of things, chosen by a hash of the two nouns, never appears in training.
 
 **Limits**: fine detail at half size is soft, counts above four and three different things in one picture were never seen,
 relations are only left of, right of, above and below.
