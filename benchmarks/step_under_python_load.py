@@ -57,7 +57,9 @@ def main() -> None:
                     np.testing.assert_array_equal(image.tokens, expected.tokens)
                 times.append(milliseconds)
     ratio = statistics.median(b / q for q, b in zip(quiet, busy, strict=True))
-    print(f"step alone {statistics.median(quiet):.3f} ms, beside a spinning Python thread {statistics.median(busy):.3f} ms")
+    print(
+        f"step alone {statistics.median(quiet):.3f} ms, beside a spinning Python thread {statistics.median(busy):.3f} ms"
+    )
     print(json.dumps({"threads": threads, "quiet_ms": quiet, "busy_ms": busy, "ratio": round(ratio, 3)}))
 
 

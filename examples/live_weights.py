@@ -1,5 +1,7 @@
 """An engine that draws with the very tensors that torch is training: an optimizer step is seen by the next image.
 
+Run it:
+
     python examples/live_weights.py
 """
 

@@ -1,5 +1,7 @@
 """Several threads share one engine; each picture is the same as if it had been drawn alone.
 
+Run it:
+
     python examples/many_at_once.py
 """
 

@@ -1,5 +1,7 @@
 """A picture from a prompt, with the embedded model, on the CPU.
 
+Run it:
+
     python examples/quickstart.py "a red apple" apple.png
 """
 

@@ -53,7 +53,9 @@ def test_weights_come_back_in_canonical_order(tmp_path, dtype, shards):
     assert checkpoint.stored_dtype == dtype
     for name, tensor in checkpoint.tensors.items():
         assert (tensor.dtype, tensor.shape) == (dtype, specs[name].shape)
-        np.testing.assert_allclose(tensor.to_float32(), random_weight(name, tensor.shape, seed=5), rtol=2**-8, atol=1e-4)
+        np.testing.assert_allclose(
+            tensor.to_float32(), random_weight(name, tensor.shape, seed=5), rtol=2**-8, atol=1e-4
+        )
 
 
 def test_weights_are_mapped_and_not_copied(folder):
@@ -113,7 +115,9 @@ def test_inherited_repetition_penalty_is_reported(folder, caplog):
 
 
 def test_unknown_tensors_are_ignored_and_reported(folder, caplog):
-    edit_weights(folder, vision__weight=np.float32([1]), model__layers__0__self_attn__rotary_emb__inv_freq=np.float32([1]))
+    edit_weights(
+        folder, vision__weight=np.float32([1]), model__layers__0__self_attn__rotary_emb__inv_freq=np.float32([1])
+    )
     with caplog.at_level(logging.WARNING, "simplear_engine"):
         load_checkpoint(folder)
     assert "vision.weight" in caplog.text and "inv_freq" not in caplog.text

@@ -90,7 +90,12 @@ def test_several_images_are_numbered_and_the_named_file_shows_them_all(engine, t
     assert cli.main(["generate", "a cat", "a dog", "-o", "pets.png", "--seed", "3", "--num-images", "2"]) == 0
     assert sorted(os.listdir(tmp_path)) == ["pets-1.png", "pets-2.png", "pets-3.png", "pets-4.png", "pets.png"]
     stories = [json.loads(Image.open(f"pets-{index}.png").text["simplear"]) for index in (1, 2, 3, 4)]
-    assert [(story["prompt"], story["seed"]) for story in stories] == [("a cat", 3), ("a cat", 4), ("a dog", 3), ("a dog", 4)]
+    assert [(story["prompt"], story["seed"]) for story in stories] == [
+        ("a cat", 3),
+        ("a cat", 4),
+        ("a dog", 3),
+        ("a dog", 4),
+    ]
     assert Image.open("pets.png").size[0] > 128
     assert capsys.readouterr().out.startswith("pets.png  sheet of 4: pets-1.png to pets-4.png, first seed 3  ")
 
@@ -209,7 +214,18 @@ def test_wrong_usage_exits_with_2(arguments):
 
 def test_convert_writes_a_folder_with_the_given_defaults(tmp_path, capsys):
     source = write_random_checkpoint(tmp_path / "in", shards=2, image_tokenizer=True)
-    options = ["--dtype", "float32", "--prompt-prefix", "", "--negative-prompt", "no", "--guidance-scale", "4", "--height", "32"]
+    options = [
+        "--dtype",
+        "float32",
+        "--prompt-prefix",
+        "",
+        "--negative-prompt",
+        "no",
+        "--guidance-scale",
+        "4",
+        "--height",
+        "32",
+    ]
     assert cli.main(["convert", str(source), str(tmp_path / "out"), *options]) == 0
     checkpoint = load_checkpoint(tmp_path / "out")
     assert (checkpoint.stored_dtype, checkpoint.image_tokenizer_path) == ("float32", tmp_path / "out" / "vq")

@@ -160,7 +160,9 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted({*PUBLISHED, "head_dim", "rope_parameters", "layer_types"})), json_values))
+@given(
+    st.dictionaries(st.sampled_from(sorted({*PUBLISHED, "head_dim", "rope_parameters", "layer_types"})), json_values)
+)
 def test_any_values_give_a_config_or_a_checkpoint_error(changes):
     try:
         config = model_config_from_dict({**PUBLISHED, **changes}, OFFSET)

@@ -58,4 +58,6 @@ def test_wrong_shape_is_named_with_what_was_expected(pool):
 def test_wrong_dtype_is_named_with_what_was_expected(pool):
     op = OPS["silu_mul"]
     with pytest.raises(ValueError, match="silu_mul.gate_up: expected float32, got bfloat16"):
-        op.run("baseline", pool, {"gate_up": _C.Tensor.zeros([1, 4], "bfloat16"), "y": _C.Tensor.zeros([1, 2], "float32")})
+        op.run(
+            "baseline", pool, {"gate_up": _C.Tensor.zeros([1, 4], "bfloat16"), "y": _C.Tensor.zeros([1, 2], "float32")}
+        )

@@ -41,7 +41,9 @@ def test_parameters_are_in_the_format_of_image_browsers():
     lines = metadata_for(generated())["parameters"].split("\n")
     assert lines[0] == "a red apple"
     assert lines[1] == "Negative prompt: blurry"
-    assert lines[2].startswith("Steps: 32, Sampler: autoregressive, CFG scale: 3.0, Seed: 7, Size: 64x128, Model: default, ")
+    assert lines[2].startswith(
+        "Steps: 32, Sampler: autoregressive, CFG scale: 3.0, Seed: 7, Size: 64x128, Model: default, "
+    )
     assert "Temperature: 1.0, Top-k: off, Top-p: 0.95, Version: " in lines[2]
     assert len(lines) == 3
 
@@ -61,7 +63,10 @@ def test_saved_file_holds_picture_and_text(tmp_path):
 
 
 def test_latin_text_is_stored_as_text_and_other_text_as_international_text(tmp_path):
-    latin, other = chunks_of(save(tmp_path / "a.png", prompt="café")), chunks_of(save(tmp_path / "b.png", prompt="名前 😀"))
+    latin, other = (
+        chunks_of(save(tmp_path / "a.png", prompt="café")),
+        chunks_of(save(tmp_path / "b.png", prompt="名前 😀")),
+    )
     assert [data.split(b"\0")[0] for data in latin["tEXt"]] == [b"parameters", b"simplear"] and "iTXt" not in latin
     assert latin["tEXt"][0].split(b"\0")[1].startswith("café".encode("latin-1"))
     assert [data.split(b"\0")[0] for data in other["iTXt"]] == [b"parameters"]
@@ -100,7 +105,9 @@ def test_numbers_do_not_depend_on_the_locale():
     )
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     folder = os.path.dirname(os.path.dirname(__file__))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=folder)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=folder
+    )
     assert run.stdout.strip() == metadata_for(generated())["parameters"]
 
 

@@ -322,7 +322,8 @@ def test_tensor_absent_from_its_shard_is_named(sharded, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", "x.bin", "a\0.safetensors", 5, None]
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", "x.bin", "a\0.safetensors", 5, None],
 )
 def test_shard_name_that_is_not_a_plain_file_name_is_refused(tmp_path, name):
     with pytest.raises(CheckpointError, match="plain name"):

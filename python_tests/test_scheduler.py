@@ -119,8 +119,13 @@ prompts = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 @given(
     work=st.lists(
         st.tuples(
-            prompts, st.one_of(st.just([]), prompts), st.integers(1, 9), st.integers(0, 4), st.booleans(),
-            st.integers(1, 6), st.sampled_from(["left", "above"]),
+            prompts,
+            st.one_of(st.just([]), prompts),
+            st.integers(1, 9),
+            st.integers(0, 4),
+            st.booleans(),
+            st.integers(1, 6),
+            st.sampled_from(["left", "above"]),
         ),
         min_size=1,
         max_size=8,

@@ -96,7 +96,7 @@ def test_windows_prompts_and_cancellations_mix_in_one_step():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"speculation": "magic"}, 'speculation: expected None or "jacobi", got \'magic\''),
+        ({"speculation": "magic"}, "speculation: expected None or \"jacobi\", got 'magic'"),
         ({"draft_window": 4}, "draft_window: expected None where speculation is None"),
         ({"speculation": "jacobi", "draft_window": 65}, "draft_window: expected an integer in 1..64, got 65"),
         ({"speculation": "jacobi", "draft_window": 0}, "draft_window: expected an integer in 1..64, got 0"),

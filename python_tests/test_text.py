@@ -107,7 +107,14 @@ def test_ids_are_those_of_transformers(qwen, qwen_folder):
     vocab = json.loads((qwen_folder / "vocab.json").read_text())
     merges = [tuple(line.split()) for line in (qwen_folder / "merges.txt").read_text().splitlines()[1:]]
     theirs = Qwen2Tokenizer(vocab=vocab, merges=merges)
-    for text in ["it's 3 o'clock\r\n\n  now", "e\u0301te\u0301 名前 😀👩‍👩‍👧", "x  y\t z ", "don'T 123456", "\0a\x7f", ""]:
+    for text in [
+        "it's 3 o'clock\r\n\n  now",
+        "e\u0301te\u0301 名前 😀👩‍👩‍👧",
+        "x  y\t z ",
+        "don'T 123456",
+        "\0a\x7f",
+        "",
+    ]:
         assert qwen.encode_text(text) == theirs(text).input_ids
 
 
@@ -234,7 +241,9 @@ def edit_tokenizer(tiny_folder, tmp_path, edit):
         lambda values: values["added_tokens"][3].update(id=-1),
         lambda values: values["added_tokens"][3].pop("content"),
         lambda values: values.update(added_tokens=7),
-        lambda values: values.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}),
+        lambda values: values.update(
+            pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}
+        ),
     ],
 )
 def test_contradictory_tokenizer_json_is_refused_by_name(tiny_folder, tmp_path, edit):

@@ -85,7 +85,9 @@ def _forced_implementations() -> dict[str, str]:
     for choice in filter(None, os.environ.get("SIMPLEAR_OPS", "").split(",")):
         op, equals, impl = (part.strip() for part in choice.partition("="))
         if not equals or op not in known:
-            raise UnsupportedError(f"SIMPLEAR_OPS={choice}: expected op=implementation with op one of {', '.join(sorted(known))}")
+            raise UnsupportedError(
+                f"SIMPLEAR_OPS={choice}: expected op=implementation with op one of {', '.join(sorted(known))}"
+            )
         if impl not in known[op] or impl not in _C.available_isas():
             raise UnsupportedError(f"SIMPLEAR_OPS={choice}: {op} has {', '.join(known[op])}; this processor runs "
                                    f"{', '.join(_C.available_isas())}")  # fmt: skip

@@ -104,7 +104,9 @@ def bench_ops(options) -> int:
                 rows.append(measure(ops[name], impl, case, pool))
                 print(line_of(rows[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)
     if not rows:
-        raise InvalidRequestError(f"no case matches {options.case!r}; `python -m simplear_engine.bench list` counts them")
+        raise InvalidRequestError(
+            f"no case matches {options.case!r}; `python -m simplear_engine.bench list` counts them"
+        )
     if options.json:
         print(json.dumps(rows))
     return 1 if any("error" in row for row in rows) else 0
@@ -112,7 +114,9 @@ def bench_ops(options) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m simplear_engine.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m simplear_engine.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="ops, their implementations and how many cases each has")

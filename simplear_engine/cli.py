@@ -139,7 +139,9 @@ def _save_all(images: list, path: Path) -> str:
     numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(len(images))]
     for image, file in zip(images, numbered, strict=True):
         image.save(file)
-    save_png(contact_sheet([image.pil for image in images], [f"{image.prompt} ({image.seed})" for image in images]), path)
+    save_png(
+        contact_sheet([image.pil for image in images], [f"{image.prompt} ({image.seed})" for image in images]), path
+    )
     return f"{path}  sheet of {len(images)}: {numbered[0]} to {numbered[-1]}, first seed {images[0].seed}"
 
 
@@ -211,7 +213,9 @@ def _add_generate(commands) -> None:
         epilog=_GENERATE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to show; several prompts make several pictures")
+    command.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help="what to show; several prompts make several pictures"
+    )
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE.png", help="where to write (default: named after the first prompt)"
     )
@@ -225,9 +229,13 @@ def _add_generate(commands) -> None:
     )
     command.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default: 1)")
     command.add_argument("--top-k", type=int, metavar="N", help="sample among the N likeliest codes only")
-    command.add_argument("--top-p", type=float, default=1.0, metavar="X", help="sample among this much probability only")
     command.add_argument(
-        "--speculation", choices=["jacobi"], help="guess several codes ahead and verify them: fewer steps, same pictures"
+        "--top-p", type=float, default=1.0, metavar="X", help="sample among this much probability only"
+    )
+    command.add_argument(
+        "--speculation",
+        choices=["jacobi"],
+        help="guess several codes ahead and verify them: fewer steps, same pictures",
     )
     command.add_argument("--draft-window", type=int, metavar="N", help="codes verified in a step, 1..64 (default: 8)")
     command.add_argument("--model", default="default", help='"default", a checkpoint folder or a hub id OWNER/NAME')
@@ -236,7 +244,10 @@ def _add_generate(commands) -> None:
     command.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
     command.add_argument(
-        "--kv-cache-bytes", type=int, metavar="N", help="memory for attention (default: for pictures of the model's own size)"
+        "--kv-cache-bytes",
+        type=int,
+        metavar="N",
+        help="memory for attention (default: for pictures of the model's own size)",
     )
     command.set_defaults(command=generate)
 

@@ -73,7 +73,9 @@ def model_config_from_dict(values: dict, visual_offset: int, source="config.json
     if values.get("head_dim") is not None:
         head_dim = read.integer("head_dim", 2, 1 << 12)
     elif hidden_size % num_heads:
-        read.fail("num_attention_heads", f"a divisor of hidden_size = {hidden_size} where head_dim is absent", num_heads)
+        read.fail(
+            "num_attention_heads", f"a divisor of hidden_size = {hidden_size} where head_dim is absent", num_heads
+        )
     else:
         head_dim = hidden_size // num_heads
     if head_dim % 2:

@@ -66,7 +66,9 @@ def _describe_core(facts: list, advice: list, has_gpu: bool) -> None:
 def _describe_default_model(facts: list, advice: list) -> None:
     from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
 
-    files = [file for file in DEFAULT_MODEL_FOLDER.rglob("*") if file.is_file()] if DEFAULT_MODEL_FOLDER.is_dir() else []
+    files = (
+        [file for file in DEFAULT_MODEL_FOLDER.rglob("*") if file.is_file()] if DEFAULT_MODEL_FOLDER.is_dir() else []
+    )
     if files:
         facts.append(("Default model", f"present, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"))
     else:

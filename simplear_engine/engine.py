@@ -191,7 +191,8 @@ class Engine:
         negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         negative_ids = self._text.encode_negative(negative_text, self.defaults)
         wanted = [
-            _Prompt(self._text.encode_prompt(text, self.defaults), negative_ids, text, negative_text) for text in prompts
+            _Prompt(self._text.encode_prompt(text, self.defaults), negative_ids, text, negative_text)
+            for text in prompts
         ]
         return self._draw(wanted, sampling, on_progress)
 

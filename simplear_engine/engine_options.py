@@ -27,7 +27,9 @@ def check_device(device: str) -> None:
     gpus, problem = _C.cuda_devices()
     found = ", ".join(gpu["name"] for gpu in gpus) or f"no GPU ({problem})"
     if wants_gpu:
-        raise UnsupportedError(f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"')
+        raise UnsupportedError(
+            f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"'
+        )
     if device == "auto" and gpus:
         _log.warning("found %s, but this version runs on the CPU only", found)
 
@@ -76,7 +78,9 @@ def num_cache_blocks(
         if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
             raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
         if kv_cache_bytes < 2 * block_bytes:
-            raise CapacityError(f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}")
+            raise CapacityError(
+                f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}"
+            )
         return min(kv_cache_bytes // block_bytes, (1 << 31) // block_size - 1)
     image_tokens = (defaults.height // compression) * (defaults.width // compression)
     usual = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)

@@ -103,7 +103,9 @@ def contact_sheet(images: list, captions: list[str] | None = None):
         x, y = gap + index % columns * step_x, gap + index // columns * step_y
         sheet.paste(image, (x + (cell_width - image.width) // 2, y))
         if captions:
-            caption = _fitted(_one_line(captions[index][:200]), lambda text: draw.textlength(text, font=font), cell_width)
+            caption = _fitted(
+                _one_line(captions[index][:200]), lambda text: draw.textlength(text, font=font), cell_width
+            )
             draw.text((x, y + cell_height + font_size // 5), caption, fill="black", font=font)
     return sheet
 

@@ -208,13 +208,17 @@ def _parse_header(buffer: mmap.mmap, path: Path):
     expected = 0
     for begin, end, name in sorted(spans):
         if begin != expected:
-            fault = "overlaps the tensor before it" if begin < expected else f"leaves a hole of {begin - expected} bytes"
+            fault = (
+                "overlaps the tensor before it" if begin < expected else f"leaves a hole of {begin - expected} bytes"
+            )
             raise CheckpointError(f"{path}: {name!r}: starts at byte {begin} of the data and {fault}")
         expected = end
     available = len(buffer) - data_start
     if expected != available:
         fault = "truncated?" if available < expected else "bytes that no tensor owns"
-        raise CheckpointError(f"{path}: the header describes {expected} bytes of data, the file has {available}: {fault}")
+        raise CheckpointError(
+            f"{path}: the header describes {expected} bytes of data, the file has {available}: {fault}"
+        )
     return entries, metadata, data_start
 
 

@@ -43,7 +43,9 @@ def check_sampling(
     num_images = _integer("num_images", num_images, 1, MAX_IMAGES)
     seed = secrets.randbits(63) if seed is None else _integer("seed", seed, 0, MAX_SEED)
     if seed + num_images - 1 > MAX_SEED:
-        raise InvalidRequestError(f"seed: expected at most {MAX_SEED - num_images + 1} for {num_images} images, got {seed}")
+        raise InvalidRequestError(
+            f"seed: expected at most {MAX_SEED - num_images + 1} for {num_images} images, got {seed}"
+        )
     top_k = defaults.top_k if top_k is None else top_k
     if top_k is not None:
         top_k = _integer("top_k", top_k, 1, model.num_codes)
@@ -69,7 +71,9 @@ def check_sampling(
 def _draft_window(speculation, draft_window) -> int:
     if speculation is None:
         if draft_window is not None:
-            raise InvalidRequestError('draft_window: expected None where speculation is None; pass speculation="jacobi"')
+            raise InvalidRequestError(
+                'draft_window: expected None where speculation is None; pass speculation="jacobi"'
+            )
         return 1
     if speculation != "jacobi":
         raise InvalidRequestError(f'speculation: expected None or "jacobi", got {speculation!r:.80}')

@@ -57,7 +57,9 @@ class TextTokenizer:
             return cls(_load_tokenizer_json(folder / "tokenizer.json"), folder / "tokenizer.json")
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return cls(_build_qwen2_tokenizer(folder), folder / "vocab.json")
-        raise CheckpointError(f"{folder}: holds no text tokenizer: neither tokenizer.json nor vocab.json with merges.txt")
+        raise CheckpointError(
+            f"{folder}: holds no text tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
+        )
 
     def __len__(self) -> int:
         return self._whole.get_vocab_size(with_added_tokens=True)
@@ -107,7 +109,9 @@ class TextTokenizer:
         vocab = self._whole.get_vocab(with_added_tokens=True)
         highest = max(vocab.values(), default=-1)
         if highest >= len(self):
-            raise CheckpointError(f"{self._source}: {len(self)} tokens, but ids up to {highest}: they must have no gaps")
+            raise CheckpointError(
+                f"{self._source}: {len(self)} tokens, but ids up to {highest}: they must have no gaps"
+            )
         # Byte-level BPE without a byte would silently drop the characters that need it.
         model = self._whole.model
         if type(model).__name__ == "BPE" and model.unk_token is None and not model.byte_fallback:
@@ -115,7 +119,9 @@ class TextTokenizer:
 
             absent = sorted(set(ByteLevel.alphabet()) - vocab.keys())
             if absent:
-                raise CheckpointError(f"{self._source}: {len(absent)} of 256 bytes have no token: {''.join(absent)[:40]}")
+                raise CheckpointError(
+                    f"{self._source}: {len(absent)} of 256 bytes have no token: {''.join(absent)[:40]}"
+                )
 
 
 def _call_tokenizers(source, function, *arguments):
@@ -139,7 +145,9 @@ def _load_tokenizer_json(path: Path):
     for token in values.get("added_tokens") or []:
         actual = tokenizer.token_to_id(token["content"])
         if actual != token["id"]:
-            raise CheckpointError(f"{path}: added token {token['content']!r}: id {token['id']} cannot be had, only {actual}")
+            raise CheckpointError(
+                f"{path}: added token {token['content']!r}: id {token['id']} cannot be had, only {actual}"
+            )
     # Both are about training batches; a prompt is never cut or filled up.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -181,7 +189,9 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
             continue
         parts = line.rstrip("\r").split(" ")
         if len(parts) != 2 or not all(parts):
-            raise CheckpointError(f"{path}: line {number}: expected two tokens with a blank between, found {line!r:.80}")
+            raise CheckpointError(
+                f"{path}: line {number}: expected two tokens with a blank between, found {line!r:.80}"
+            )
         merges.append((parts[0], parts[1]))
     return merges
 
@@ -194,7 +204,9 @@ def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
         if not isinstance(content, str) or not content or type(token_id) is not int:
             raise CheckpointError(f"{path}: added token {content!r:.80}: expected a name and an integer id")
         if added.setdefault(content, token_id) != token_id:
-            raise CheckpointError(f"{path}: added token {content!r}: id {token_id}, but another file says {added[content]}")
+            raise CheckpointError(
+                f"{path}: added token {content!r}: id {token_id}, but another file says {added[content]}"
+            )
 
     path = folder / "tokenizer_config.json"
     decoder = (read_json_object(path) if path.exists() else {}).get("added_tokens_decoder") or {}

@@ -45,18 +45,19 @@ struct StopWithoutGil {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  auto plan = py::class_<StepPlan, std::shared_ptr<StepPlan>>(m, "StepPlan", "The arrays that describe one forward step.")
-      .def(py::init([](int32_t max_tokens, int32_t max_pairs, int32_t max_logit_rows, int32_t max_draws,
-                       int32_t max_blocks_per_seq) {
-             return std::make_shared<StepPlan>(
-                 StepLimits{max_tokens, max_pairs, max_logit_rows, max_draws, max_blocks_per_seq});
-           }),
-           py::kw_only(), py::arg("max_tokens"), py::arg("max_pairs"), py::arg("max_logit_rows"), py::arg("max_draws"),
-           py::arg("max_blocks_per_seq"))
-      .def_readwrite("num_tokens", &StepPlan::num_tokens)
-      .def_readwrite("num_seqs", &StepPlan::num_seqs)
-      .def_readwrite("num_logit_rows", &StepPlan::num_logit_rows)
-      .def_readwrite("num_draws", &StepPlan::num_draws);
+  auto plan =
+      py::class_<StepPlan, std::shared_ptr<StepPlan>>(m, "StepPlan", "The arrays that describe one forward step.")
+          .def(py::init([](int32_t max_tokens, int32_t max_pairs, int32_t max_logit_rows, int32_t max_draws,
+                           int32_t max_blocks_per_seq) {
+                 return std::make_shared<StepPlan>(
+                     StepLimits{max_tokens, max_pairs, max_logit_rows, max_draws, max_blocks_per_seq});
+               }),
+               py::kw_only(), py::arg("max_tokens"), py::arg("max_pairs"), py::arg("max_logit_rows"),
+               py::arg("max_draws"), py::arg("max_blocks_per_seq"))
+          .def_readwrite("num_tokens", &StepPlan::num_tokens)
+          .def_readwrite("num_seqs", &StepPlan::num_seqs)
+          .def_readwrite("num_logit_rows", &StepPlan::num_logit_rows)
+          .def_readwrite("num_draws", &StepPlan::num_draws);
   for (const auto& entry : StepPlan::tensors())
     plan.def_property_readonly(entry.name, [member = entry.tensor](const StepPlan& p) { return p.*member; });
 
@@ -83,10 +84,11 @@ void bind_engine(py::module_& m) {
       .def_readwrite("forced_codes", &Request::forced_codes)
       .def_readwrite("scores", &Request::scores)
       .def("cancel", [](Request& r) { r.cancel_requested = true; })
-      .def_property_readonly("status", [](const Request& r) {
-        constexpr const char* names[] = {"queued", "running", "finished", "failed"};
-        return names[static_cast<int>(r.status)];
-      })
+      .def_property_readonly("status",
+                             [](const Request& r) {
+                               constexpr const char* names[] = {"queued", "running", "finished", "failed"};
+                               return names[static_cast<int>(r.status)];
+                             })
       .def_property_readonly("num_done", [](const Request& r) { return r.num_done.load(); })
       .def_readonly("num_steps", &Request::num_steps)
       .def_property_readonly("codes", [](const Request& r) { return to_array(r.codes); })
@@ -119,17 +121,18 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("num_free_blocks", [](const Scheduler& s) { return s.allocator().num_free(); })
       .def("ref_count", [](const Scheduler& s, int32_t block) { return s.allocator().ref_count(block); });
 
-  py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
-      .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool,
-                       Tensor logits, int32_t num_blocks, int32_t block_size, int32_t max_queue, int32_t max_positions,
-                       int32_t num_codes, int32_t visual_offset) {
+  py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(
+      m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
+      .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program,
+                       std::shared_ptr<ThreadPool> pool, Tensor logits, int32_t num_blocks, int32_t block_size,
+                       int32_t max_queue, int32_t max_positions, int32_t num_codes, int32_t visual_offset) {
              return std::unique_ptr<Engine, StopWithoutGil>(
                  new Engine(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset}, num_blocks, block_size,
                             std::move(plan), std::move(program), std::move(pool), std::move(logits)));
            }),
-           py::kw_only(), py::arg("plan"), py::arg("program"), py::arg("pool"), py::arg("logits"), py::arg("num_blocks"),
-           py::arg("block_size"), py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"),
-           py::arg("visual_offset"))
+           py::kw_only(), py::arg("plan"), py::arg("program"), py::arg("pool"), py::arg("logits"),
+           py::arg("num_blocks"), py::arg("block_size"), py::arg("max_queue"), py::arg("max_positions"),
+           py::arg("num_codes"), py::arg("visual_offset"))
       .def("submit", &Engine::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>())
       .def("cancel", &Engine::cancel, py::arg("request"), py::call_guard<py::gil_scoped_release>())
       .def("pause", &Engine::pause, py::call_guard<py::gil_scoped_release>())

@@ -22,7 +22,8 @@ const OpImpl& require_op(const std::string& op, const std::string& impl) {
   check(found != nullptr, ErrorKind::kUnsupported, "op ", op, " has no implementation named ", impl);
   const auto& isas = compiled_isas();
   const auto& here = available_isas();
-  check(std::find(isas.begin(), isas.end(), impl) == isas.end() || std::find(here.begin(), here.end(), impl) != here.end(),
+  check(std::find(isas.begin(), isas.end(), impl) == isas.end() ||
+            std::find(here.begin(), here.end(), impl) != here.end(),
         ErrorKind::kUnsupported, "op ", op, ": this processor cannot run ", impl);
   return *found;
 }
@@ -84,8 +85,8 @@ void run_op(const std::string& name, const std::string& impl, const py::dict& fi
 void bind_ops(py::module_& m) {
   py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(m, "ThreadPool", "A fixed team of worker threads.")
       .def(py::init([](int num_threads) {
-             check(num_threads >= 1 && num_threads <= 1024, ErrorKind::kInvalidRequest, "threads: expected 1..1024, got ",
-                   num_threads);
+             check(num_threads >= 1 && num_threads <= 1024, ErrorKind::kInvalidRequest,
+                   "threads: expected 1..1024, got ", num_threads);
              return std::make_shared<ThreadPool>(num_threads);
            }),
            py::arg("num_threads"))
@@ -116,14 +117,17 @@ void bind_ops(py::module_& m) {
 
   m.def("run_op", &run_op, py::arg("op"), py::arg("impl"), py::arg("fields"), py::arg("pool"),
         "Runs one op now, with the GIL released.");
-  m.def("op_impls", [] {
-    py::dict found;
-    for (const OpImpl* op : all_ops()) {
-      if (!found.contains(op->op)) found[op->op] = py::list();
-      found[op->op].attr("append")(op->impl);
-    }
-    return found;
-  }, "{op: [implementations that were compiled in]}");
+  m.def(
+      "op_impls",
+      [] {
+        py::dict found;
+        for (const OpImpl* op : all_ops()) {
+          if (!found.contains(op->op)) found[op->op] = py::list();
+          found[op->op].attr("append")(op->impl);
+        }
+        return found;
+      },
+      "{op: [implementations that were compiled in]}");
   m.def("op_fields", [](const std::string& name) {
     py::list names;
     for (const OpImpl* op : all_ops()) {
@@ -137,12 +141,16 @@ void bind_ops(py::module_& m) {
   m.def("available_isas", &available_isas);
   m.def("chosen_isa", &choose_isa);
   m.def("default_num_threads", &default_num_threads);
-  m.def("philox", [](uint64_t key, std::array<uint32_t, 4> counter) { return philox(key, counter); }, py::arg("key"),
-        py::arg("counter"), "Philox4x32-10: four 32-bit words.");
+  m.def(
+      "philox", [](uint64_t key, std::array<uint32_t, 4> counter) { return philox(key, counter); }, py::arg("key"),
+      py::arg("counter"), "Philox4x32-10: four 32-bit words.");
 
-  m.def("packed_size", [](int64_t rows, int64_t k, const std::string& dtype) { return packed_size(rows, k, dtype_from_name(dtype)); });
-  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
-  m.def("convert", &convert, py::arg("source"), py::arg("target"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
+  m.def("packed_size",
+        [](int64_t rows, int64_t k, const std::string& dtype) { return packed_size(rows, k, dtype_from_name(dtype)); });
+  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("pool"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("convert", &convert, py::arg("source"), py::arg("target"), py::arg("pool"),
+        py::call_guard<py::gil_scoped_release>());
   m.def("all_finite", &all_finite, py::arg("tensor"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
 }
 

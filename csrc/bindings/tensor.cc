@@ -17,7 +17,8 @@ DType dtype_from_name(const std::string& name) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt32, DType::kInt64, DType::kUInt64,
                       DType::kUInt8})
     if (name == name_of(dtype)) return dtype;
-  fail(ErrorKind::kInvalidRequest, "dtype: expected float32, bfloat16, float16, int32, int64, uint64 or uint8, got ", name);
+  fail(ErrorKind::kInvalidRequest, "dtype: expected float32, bfloat16, float16, int32, int64, uint64 or uint8, got ",
+       name);
 }
 
 namespace {
@@ -33,8 +34,8 @@ Tensor from_numpy(const py::array& array, const std::optional<std::string>& dtyp
   const std::string found = py::str(array.dtype().attr("name"));
   tensor.dtype = dtype_from_name(dtype_name ? *dtype_name : found);
   check(array.dtype().is(numpy_dtype(tensor.dtype)) || array.dtype().equal(numpy_dtype(tensor.dtype)), invalid,
-        "array for dtype ", name_of(tensor.dtype), ": expected NumPy ",
-        std::string(py::str(numpy_dtype(tensor.dtype))), ", got ", found);
+        "array for dtype ", name_of(tensor.dtype), ": expected NumPy ", std::string(py::str(numpy_dtype(tensor.dtype))),
+        ", got ", found);
   check(array.flags() & py::array::c_style, invalid, "expected a C-contiguous array: use numpy.ascontiguousarray");
   tensor.data = const_cast<void*>(array.data());
   tensor.shape.assign(array.shape(), array.shape() + array.ndim());
@@ -57,7 +58,10 @@ py::array to_numpy(const Tensor& tensor) {
 void bind_tensor(py::module_& m) {
   py::class_<Tensor>(m, "Tensor", "A dense row-major tensor; owns its memory or borrows it.")
       .def_static(
-          "zeros", [](std::vector<int64_t> shape, const std::string& dtype) { return Tensor::zeros(std::move(shape), dtype_from_name(dtype)); },
+          "zeros",
+          [](std::vector<int64_t> shape, const std::string& dtype) {
+            return Tensor::zeros(std::move(shape), dtype_from_name(dtype));
+          },
           py::arg("shape"), py::arg("dtype"), "A new tensor of zeros.")
       .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("dtype") = py::none(),
                   "Borrows a C-contiguous array; dtype=\"bfloat16\" reads uint16 as bfloat16 bits.")
@@ -82,7 +86,8 @@ void bind_tensor(py::module_& m) {
       .def_property_readonly("nbytes", &Tensor::bytes)
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data); })
       .def("__repr__", [](const Tensor& t) {
-        return "Tensor(shape=" + std::string(py::str(py::tuple(py::cast(t.shape)))) + ", dtype=" + name_of(t.dtype) + ")";
+        return "Tensor(shape=" + std::string(py::str(py::tuple(py::cast(t.shape)))) + ", dtype=" + name_of(t.dtype) +
+               ")";
       });
 }
 

@@ -2,8 +2,8 @@
 //
 // A request reserves every block it will ever need when it is admitted, because an image's token count is known in
 // advance. Hence there is no preemption and no eviction here. A full block of prompt tokens is shared by all sequences
-// that begin with the same tokens: the same negative prompt of everybody, the same prompt of several seeds. Such a block
-// keeps its contents after its last owner has gone, until the space is needed.
+// that begin with the same tokens: the same negative prompt of everybody, the same prompt of several seeds. Such a
+// block keeps its contents after its last owner has gone, until the space is needed.
 //
 // How far a block's contents are computed is a fact about the block (`filled`), not about an owner: whichever sequence
 // is scheduled next goes on from there, so an owner may be cancelled half way through its prompt.

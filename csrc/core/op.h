@@ -45,14 +45,14 @@ constexpr DType dtype_of() {
 template <class T>
 constexpr Field make_field(const char* name, size_t offset) {
   if constexpr (std::is_same_v<T, AnyPtr>) return {name, offset, FieldType::kAnyPointer, DType::kFloat32};
-  else if constexpr (std::is_pointer_v<T>) return {name, offset, FieldType::kTypedPointer, dtype_of<std::remove_pointer_t<T>>()};
+  else if constexpr (std::is_pointer_v<T>)
+    return {name, offset, FieldType::kTypedPointer, dtype_of<std::remove_pointer_t<T>>()};
   else if constexpr (std::is_same_v<T, float>) return {name, offset, FieldType::kFloat, DType::kFloat32};
   else if constexpr (sizeof(T) == 8) return {name, offset, FieldType::kInt64, DType::kInt64};
   else return {name, offset, FieldType::kInt32, DType::kInt32};
 }
 
-#define SIMPLEAR_FIELD(Params, field) \
-  ::simplear::make_field<decltype(Params::field)>(#field, offsetof(Params, field))
+#define SIMPLEAR_FIELD(Params, field) ::simplear::make_field<decltype(Params::field)>(#field, offsetof(Params, field))
 
 struct OpImpl {
   const char* op;    // "rms_norm"
@@ -69,14 +69,13 @@ std::span<const OpImpl* const> all_ops();
 // nullptr when absent.
 const OpImpl* find_op(std::string_view op, std::string_view impl);
 
-#define SIMPLEAR_REGISTER_OP(op_name, impl_name, Params, fields_table, function)                                     \
-  static void run_erased_##op_name(const void* params, ::simplear::ThreadPool& pool) {                               \
-    function(*static_cast<const Params*>(params), pool);                                                             \
-  }                                                                                                                  \
-  static constinit const ::simplear::OpImpl impl_##op_name = {#op_name,       impl_name,                             \
-                                                              fields_table,   std::size(fields_table),               \
-                                                              sizeof(Params), &run_erased_##op_name};                \
-  [[gnu::used, gnu::section("simplear_ops")]] static constinit const ::simplear::OpImpl* const entry_##op_name =     \
+#define SIMPLEAR_REGISTER_OP(op_name, impl_name, Params, fields_table, function)                                 \
+  static void run_erased_##op_name(const void* params, ::simplear::ThreadPool& pool) {                           \
+    function(*static_cast<const Params*>(params), pool);                                                         \
+  }                                                                                                              \
+  static constinit const ::simplear::OpImpl impl_##op_name = {                                                   \
+      #op_name, impl_name, fields_table, std::size(fields_table), sizeof(Params), &run_erased_##op_name};        \
+  [[gnu::used, gnu::section("simplear_ops")]] static constinit const ::simplear::OpImpl* const entry_##op_name = \
       &impl_##op_name
 
 }  // namespace simplear

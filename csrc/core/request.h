@@ -43,7 +43,7 @@ struct Request {
   std::vector<float> log_probs;
   std::atomic<int32_t> num_done{0};  // image tokens so far
   std::atomic<bool> cancel_requested{false};
-  int64_t num_steps = 0;             // forward steps that this request took part in
+  int64_t num_steps = 0;               // forward steps that this request took part in
   std::vector<int32_t> accepted_lens;  // image tokens that each sampling step yielded
   std::chrono::steady_clock::time_point submitted, admitted, first_token, ended;
 

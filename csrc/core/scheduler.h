@@ -23,10 +23,10 @@
 namespace simplear {
 
 struct SchedulerLimits {
-  int32_t max_queue = 256;       // requests that wait
-  int32_t max_positions = 0;     // longest sequence that the model knows
-  int32_t num_codes = 0;         // visual vocabulary
-  int32_t visual_offset = 0;     // text id of code 0
+  int32_t max_queue = 256;    // requests that wait
+  int32_t max_positions = 0;  // longest sequence that the model knows
+  int32_t num_codes = 0;      // visual vocabulary
+  int32_t visual_offset = 0;  // text id of code 0
 };
 
 class Scheduler {

@@ -50,7 +50,7 @@ struct StepPlan {
 
   struct NamedTensor {
     const char* name;
-    Tensor StepPlan::*tensor;
+    Tensor StepPlan::* tensor;
   };
   static const std::vector<NamedTensor>& tensors();
 

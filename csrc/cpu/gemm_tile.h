@@ -55,7 +55,8 @@ struct Tile {
       VecU pairs[NP * kVecsPerPanel];
 #pragma GCC unroll 32
       for (int v = 0; v < NP * kVecsPerPanel; ++v)
-        pairs[v] = load_as<VecU>(w + v / kVecsPerPanel * panel_stride + i * kPanelRows + v % kVecsPerPanel * kLanes * 2);
+        pairs[v] =
+            load_as<VecU>(w + v / kVecsPerPanel * panel_stride + i * kPanelRows + v % kVecsPerPanel * kLanes * 2);
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         uint32_t pair;
@@ -79,8 +80,8 @@ struct Tile {
   }
 };
 
-// Calls body.template operator()<MR, NP>(row, panel) for tiles that cover rows x panels, rows innermost so that a group of panels
-// stays in cache while all rows pass.
+// Calls body.template operator()<MR, NP>(row, panel) for tiles that cover rows x panels, rows innermost so that a group
+// of panels stays in cache while all rows pass.
 template <int MR, int NP, class Body>
 inline void for_each_tile_rows(int64_t row, int64_t rows, int64_t panel, const Body& body) {
   for (; row + MR <= rows; row += MR) body.template operator()<MR, NP>(row, panel);

@@ -34,7 +34,9 @@ const std::vector<std::string>& compiled_isas() {
   static const std::vector<std::string> isas = {
       "baseline",
 #if defined(__x86_64__)
-      "avx2", "avx512", "avx512_bf16",
+      "avx2",
+      "avx512",
+      "avx512_bf16",
 #endif
   };
   return isas;

@@ -88,7 +88,7 @@ void for_parts(ThreadPool& pool, int64_t items, const Body& body) {
   pool.run(
       [](void* opaque, int thread, int num_threads) {
         const Context& c = *static_cast<const Context*>(opaque);
-        (*c.body)(c.items * thread / num_threads, c.items * (thread + 1) / num_threads);
+        (*c.body)(c.items* thread / num_threads, c.items * (thread + 1) / num_threads);
       },
       &context);
 }
@@ -120,10 +120,12 @@ void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, ThreadP
         const int64_t count = std::min(kBlock, k - column);
         for (int64_t j = 0; j < kPanelRows; ++j) {
           const int64_t row = panel * kPanelRows + j;
-          if (row < n) load_floats(rows[row].part->data, rows[row].part->dtype, rows[row].row * k + column, count, block[j]);
+          if (row < n)
+            load_floats(rows[row].part->data, rows[row].part->dtype, rows[row].row * k + column, count, block[j]);
           else std::fill_n(block[j], count, 0.0f);
         }
-        if (packed.dtype == DType::kBFloat16) store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
+        if (packed.dtype == DType::kBFloat16)
+          store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
         else store_columns(block, column, count, packed.as<float>() + panel * stride);
       }
     }

@@ -1,7 +1,7 @@
 // One vector type a translation unit: as wide as the instruction set that the file is being compiled for.
 //
-// Every file of csrc/cpu/ops is compiled once per instruction set, with SIMPLEAR_ISA naming it. Everything here lives in
-// a namespace of that name, so that the linker can never hand AVX-512 code to an older processor. Standard-library
+// Every file of csrc/cpu/ops is compiled once per instruction set, with SIMPLEAR_ISA naming it. Everything here lives
+// in a namespace of that name, so that the linker can never hand AVX-512 code to an older processor. Standard-library
 // templates are avoided in those files for the same reason.
 //
 // Contraction (a * b + c into one rounding) is off for the whole project; fma() below is the only fused operation, so
@@ -145,15 +145,15 @@ inline Range part_of(int64_t items, int thread, int num_threads) {
   return {items * thread / num_threads, items * (thread + 1) / num_threads};
 }
 
-// How many items of `elements` each are worth waking another thread for: some 3 us of simple arithmetic. A barrier costs
-// about 1 us on idle cores and a time slice on busy ones.
+// How many items of `elements` each are worth waking another thread for: some 3 us of simple arithmetic. A barrier
+// costs about 1 us on idle cores and a time slice on busy ones.
 inline int64_t grain_of(int64_t elements) {
   constexpr int64_t kGrainElements = 16384;
   return elements < 1 ? kGrainElements : elements < kGrainElements ? kGrainElements / elements : 1;
 }
 
-// body(begin, end, thread) on every thread of the pool, or in the caller alone where there is less than a grain of items
-// for each of two threads.
+// body(begin, end, thread) on every thread of the pool, or in the caller alone where there is less than a grain of
+// items for each of two threads.
 template <class Body>
 inline void parallel_for(ThreadPool& pool, int64_t items, int64_t grain, const Body& body) {
   struct Context {

@@ -1,6 +1,6 @@
-#include "cuda/device.h"
-
 #include <cuda_runtime.h>
+
+#include "cuda/device.h"
 
 namespace simplear {
 

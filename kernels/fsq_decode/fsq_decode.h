@@ -18,8 +18,8 @@ struct FsqDecodeParams {
 };
 
 inline constexpr Field kFsqDecodeFields[] = {
-    SIMPLEAR_FIELD(FsqDecodeParams, indices),     SIMPLEAR_FIELD(FsqDecodeParams, levels),
-    SIMPLEAR_FIELD(FsqDecodeParams, codes),       SIMPLEAR_FIELD(FsqDecodeParams, num_indices),
+    SIMPLEAR_FIELD(FsqDecodeParams, indices),  SIMPLEAR_FIELD(FsqDecodeParams, levels),
+    SIMPLEAR_FIELD(FsqDecodeParams, codes),    SIMPLEAR_FIELD(FsqDecodeParams, num_indices),
     SIMPLEAR_FIELD(FsqDecodeParams, num_dims),
 };
 

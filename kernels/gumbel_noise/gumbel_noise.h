@@ -16,8 +16,8 @@ struct GumbelNoiseParams {
 };
 
 inline constexpr Field kGumbelNoiseFields[] = {
-    SIMPLEAR_FIELD(GumbelNoiseParams, seed),     SIMPLEAR_FIELD(GumbelNoiseParams, position),
-    SIMPLEAR_FIELD(GumbelNoiseParams, noise),    SIMPLEAR_FIELD(GumbelNoiseParams, num_rows),
+    SIMPLEAR_FIELD(GumbelNoiseParams, seed),      SIMPLEAR_FIELD(GumbelNoiseParams, position),
+    SIMPLEAR_FIELD(GumbelNoiseParams, noise),     SIMPLEAR_FIELD(GumbelNoiseParams, num_rows),
     SIMPLEAR_FIELD(GumbelNoiseParams, num_codes),
 };
 

@@ -21,10 +21,14 @@ struct LinearParams {
 };
 
 inline constexpr Field kLinearFields[] = {
-    SIMPLEAR_FIELD(LinearParams, x),           SIMPLEAR_FIELD(LinearParams, weight),
-    SIMPLEAR_FIELD(LinearParams, bias),        SIMPLEAR_FIELD(LinearParams, y),
-    SIMPLEAR_FIELD(LinearParams, num_rows),    SIMPLEAR_FIELD(LinearParams, in_features),
-    SIMPLEAR_FIELD(LinearParams, out_features), SIMPLEAR_FIELD(LinearParams, accumulate),
+    SIMPLEAR_FIELD(LinearParams, x),
+    SIMPLEAR_FIELD(LinearParams, weight),
+    SIMPLEAR_FIELD(LinearParams, bias),
+    SIMPLEAR_FIELD(LinearParams, y),
+    SIMPLEAR_FIELD(LinearParams, num_rows),
+    SIMPLEAR_FIELD(LinearParams, in_features),
+    SIMPLEAR_FIELD(LinearParams, out_features),
+    SIMPLEAR_FIELD(LinearParams, accumulate),
 };
 
 }  // namespace simplear

@@ -94,6 +94,8 @@ OP = Op(
     ],
     bench_cases=[case(4, 14, 2, 64, "bfloat16", "bfloat16")],
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["out"] == "bfloat16" else (1e-5, 2e-6),
-    bytes_moved=lambda a, dtypes: 2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * a["E"] * (2 if dtypes["k_cache"] == "bfloat16" else 4),
+    bytes_moved=lambda a, dtypes: (
+        2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * a["E"] * (2 if dtypes["k_cache"] == "bfloat16" else 4)
+    ),
     flops=lambda a: 4 * a["N"] * (a["T"] - 1) * 16 * a["H"] * a["E"],
 )

@@ -26,13 +26,20 @@ struct PagedAttentionParams {
 };
 
 inline constexpr Field kPagedAttentionFields[] = {
-    SIMPLEAR_FIELD(PagedAttentionParams, q),               SIMPLEAR_FIELD(PagedAttentionParams, k_cache),
-    SIMPLEAR_FIELD(PagedAttentionParams, v_cache),         SIMPLEAR_FIELD(PagedAttentionParams, query_start_loc),
-    SIMPLEAR_FIELD(PagedAttentionParams, context_lens),    SIMPLEAR_FIELD(PagedAttentionParams, block_table),
-    SIMPLEAR_FIELD(PagedAttentionParams, out),             SIMPLEAR_FIELD(PagedAttentionParams, scale),
-    SIMPLEAR_FIELD(PagedAttentionParams, num_tokens),      SIMPLEAR_FIELD(PagedAttentionParams, num_seqs),
-    SIMPLEAR_FIELD(PagedAttentionParams, num_heads),       SIMPLEAR_FIELD(PagedAttentionParams, num_kv_heads),
-    SIMPLEAR_FIELD(PagedAttentionParams, head_dim),        SIMPLEAR_FIELD(PagedAttentionParams, num_blocks),
+    SIMPLEAR_FIELD(PagedAttentionParams, q),
+    SIMPLEAR_FIELD(PagedAttentionParams, k_cache),
+    SIMPLEAR_FIELD(PagedAttentionParams, v_cache),
+    SIMPLEAR_FIELD(PagedAttentionParams, query_start_loc),
+    SIMPLEAR_FIELD(PagedAttentionParams, context_lens),
+    SIMPLEAR_FIELD(PagedAttentionParams, block_table),
+    SIMPLEAR_FIELD(PagedAttentionParams, out),
+    SIMPLEAR_FIELD(PagedAttentionParams, scale),
+    SIMPLEAR_FIELD(PagedAttentionParams, num_tokens),
+    SIMPLEAR_FIELD(PagedAttentionParams, num_seqs),
+    SIMPLEAR_FIELD(PagedAttentionParams, num_heads),
+    SIMPLEAR_FIELD(PagedAttentionParams, num_kv_heads),
+    SIMPLEAR_FIELD(PagedAttentionParams, head_dim),
+    SIMPLEAR_FIELD(PagedAttentionParams, num_blocks),
     SIMPLEAR_FIELD(PagedAttentionParams, max_blocks_per_seq),
 };
 

@@ -50,7 +50,14 @@ def make_inputs(case, rng):
 
 OP = Op(
     name="rope_append",
-    axes={"N": "num_tokens", "H": "num_heads", "G": "num_kv_heads", "E": "head_dim", "B": "num_blocks", "M": "num_positions"},
+    axes={
+        "N": "num_tokens",
+        "H": "num_heads",
+        "G": "num_kv_heads",
+        "E": "head_dim",
+        "B": "num_blocks",
+        "M": "num_positions",
+    },
     args={
         "qkv": In("N, (H+2*G)*E", F32),
         "cos_sin": In("M, E", F32),
@@ -71,6 +78,8 @@ OP = Op(
         Case({"N": 2, "H": 14, "G": 2, "E": 64, "B": 64, "M": 1100}, {"k_cache": "bfloat16", "v_cache": "bfloat16"})
     ],
     tolerance=lambda case: (8e-3, 1e-6) if case.dtypes["k_cache"] == "bfloat16" else (1e-6, 1e-6),
-    bytes_moved=lambda a, dtypes: a["N"] * a["E"] * (8 * a["H"] + a["G"] * (12 if dtypes["k_cache"] == "bfloat16" else 16)),
+    bytes_moved=lambda a, dtypes: (
+        a["N"] * a["E"] * (8 * a["H"] + a["G"] * (12 if dtypes["k_cache"] == "bfloat16" else 16))
+    ),
     flops=lambda a: 6 * a["N"] * a["E"] * (a["H"] + a["G"]),
 )

@@ -26,12 +26,18 @@ struct RopeAppendParams {
 };
 
 inline constexpr Field kRopeAppendFields[] = {
-    SIMPLEAR_FIELD(RopeAppendParams, qkv),          SIMPLEAR_FIELD(RopeAppendParams, cos_sin),
-    SIMPLEAR_FIELD(RopeAppendParams, positions),    SIMPLEAR_FIELD(RopeAppendParams, slot_mapping),
-    SIMPLEAR_FIELD(RopeAppendParams, q),            SIMPLEAR_FIELD(RopeAppendParams, k_cache),
-    SIMPLEAR_FIELD(RopeAppendParams, v_cache),      SIMPLEAR_FIELD(RopeAppendParams, num_tokens),
-    SIMPLEAR_FIELD(RopeAppendParams, num_heads),    SIMPLEAR_FIELD(RopeAppendParams, num_kv_heads),
-    SIMPLEAR_FIELD(RopeAppendParams, head_dim),     SIMPLEAR_FIELD(RopeAppendParams, num_blocks),
+    SIMPLEAR_FIELD(RopeAppendParams, qkv),
+    SIMPLEAR_FIELD(RopeAppendParams, cos_sin),
+    SIMPLEAR_FIELD(RopeAppendParams, positions),
+    SIMPLEAR_FIELD(RopeAppendParams, slot_mapping),
+    SIMPLEAR_FIELD(RopeAppendParams, q),
+    SIMPLEAR_FIELD(RopeAppendParams, k_cache),
+    SIMPLEAR_FIELD(RopeAppendParams, v_cache),
+    SIMPLEAR_FIELD(RopeAppendParams, num_tokens),
+    SIMPLEAR_FIELD(RopeAppendParams, num_heads),
+    SIMPLEAR_FIELD(RopeAppendParams, num_kv_heads),
+    SIMPLEAR_FIELD(RopeAppendParams, head_dim),
+    SIMPLEAR_FIELD(RopeAppendParams, num_blocks),
     SIMPLEAR_FIELD(RopeAppendParams, num_positions),
 };
 

@@ -27,7 +27,9 @@ class Trial:
             if name in self._arrays:
                 self._args[name] = self._given(name)
             elif not spec.optional:
-                self._args[name] = self._poisoned([evaluate(extent, sizes) for extent in spec.extents], self._dtype(name))
+                self._args[name] = self._poisoned(
+                    [evaluate(extent, sizes) for extent in spec.extents], self._dtype(name)
+                )
 
     def run(self) -> None:
         self.op.run(self.impl, self._pool, self._args, **self.case.scalars)

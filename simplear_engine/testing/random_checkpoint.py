@@ -194,9 +194,7 @@ def _write_weights(folder: Path, config: ModelConfig, dtype: str, seed: int, sha
         write_safetensors(folder / shard, {name: tensors[name] for name in mine}, {"format": "pt"})
         weight_map |= dict.fromkeys(mine, shard)
     total = sum(math.prod(spec.shape) for spec in specs.values()) * STORAGE[dtype].itemsize
-    _write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_image_tokenizer(folder: Path, num_codes: int, seed: int) -> None:

@@ -105,7 +105,8 @@ ChunkResult sample_chunk(const CfgSampleParams& p, int64_t pair, int64_t begin, 
   for (int64_t i = 0; i < kChunk; i += kLanes) sum += exp(load(padded + i) - result.max);
   result.sum = finite ? reduce_add(sum) : NAN;
   for (int64_t first = begin; first < end; first += kNoiseCodes) {
-    if (!greedy) gumbel_noise(p.seed[pair], static_cast<uint32_t>(p.position[pair]), static_cast<uint32_t>(first), noise);
+    if (!greedy)
+      gumbel_noise(p.seed[pair], static_cast<uint32_t>(p.position[pair]), static_cast<uint32_t>(first), noise);
     for (int64_t i = 0; i < kNoiseCodes && first + i < end; ++i) {
       if (z[first + i] < threshold) continue;
       const float score = greedy ? z[first + i] : z[first + i] + noise[i];

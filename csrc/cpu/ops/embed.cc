@@ -19,7 +19,8 @@ void embed(const EmbedParams& p, ThreadPool& pool) {
       const int32_t token = p.token_ids[n];
       const int64_t id = token >= 0 ? token : p.last_code[p.slot[n]] + p.visual_offset;
       float* to = p.hidden + n * width;
-      if (p.table.dtype == DType::kBFloat16) copy_row(static_cast<const uint16_t*>(p.table.data) + id * width, to, width);
+      if (p.table.dtype == DType::kBFloat16)
+        copy_row(static_cast<const uint16_t*>(p.table.data) + id * width, to, width);
       else copy_row(static_cast<const float*>(p.table.data) + id * width, to, width);
     }
   });

@@ -54,8 +54,7 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   const bool bf16_out = p.y.dtype == DType::kBFloat16;
   if (p.x.dtype == DType::kBFloat16)
     bf16_out ? linear_as<uint16_t, uint16_t>(p, pool) : linear_as<uint16_t, float>(p, pool);
-  else
-    bf16_out ? linear_as<float, uint16_t>(p, pool) : linear_as<float, float>(p, pool);
+  else bf16_out ? linear_as<float, uint16_t>(p, pool) : linear_as<float, float>(p, pool);
 }
 
 }  // namespace

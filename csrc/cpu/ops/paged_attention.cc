@@ -127,16 +127,17 @@ void paged_attention(const PagedAttentionParams& p, ThreadPool& pool) {
   for (int64_t s = 0; s < p.num_seqs; ++s) num_keys += p.context_lens[s];
   // Two products with the keys of an average context.
   const int64_t work = p.num_seqs > 0 ? heads_per_group * p.head_dim * (num_keys / p.num_seqs) / 5 : 0;
-  parallel_for(pool, int64_t{p.num_tokens} * p.num_kv_heads, grain_of(work), [&](int64_t begin, int64_t end, int thread) {
-    float* scratch = static_cast<float*>(pool.scratch(thread, scratch_bytes));
-    int64_t seq = 0;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / p.num_kv_heads, group = item % p.num_kv_heads;
-      while (p.query_start_loc[seq + 1] <= row) ++seq;
-      if (p.k_cache.dtype == DType::kBFloat16) attend<uint16_t>(p, seq, row, group, scratch);
-      else attend<float>(p, seq, row, group, scratch);
-    }
-  });
+  parallel_for(pool, int64_t{p.num_tokens} * p.num_kv_heads, grain_of(work),
+               [&](int64_t begin, int64_t end, int thread) {
+                 float* scratch = static_cast<float*>(pool.scratch(thread, scratch_bytes));
+                 int64_t seq = 0;
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t row = item / p.num_kv_heads, group = item % p.num_kv_heads;
+                   while (p.query_start_loc[seq + 1] <= row) ++seq;
+                   if (p.k_cache.dtype == DType::kBFloat16) attend<uint16_t>(p, seq, row, group, scratch);
+                   else attend<float>(p, seq, row, group, scratch);
+                 }
+               });
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ void norm_rows(const RmsNormParams& p, const W* weight, ThreadPool& pool) {
   parallel_for(pool, p.num_rows, grain_of(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const float* x = p.x + (p.rows ? p.rows[n] : n) * width;
-      if (p.y.dtype == DType::kBFloat16) norm_row(x, weight, static_cast<uint16_t*>(p.y.data) + n * width, width, p.eps);
+      if (p.y.dtype == DType::kBFloat16)
+        norm_row(x, weight, static_cast<uint16_t*>(p.y.data) + n * width, width, p.eps);
       else norm_row(x, weight, static_cast<float*>(p.y.data) + n * width, width, p.eps);
     }
   });

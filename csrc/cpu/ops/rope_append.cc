@@ -37,8 +37,7 @@ void rope_append(const RopeAppendParams& p, ThreadPool& pool) {
     for (int64_t n = begin; n < end; ++n) {
       if (p.k_cache.dtype == DType::kBFloat16)
         rope_append_token(p, n, static_cast<uint16_t*>(p.k_cache.data), static_cast<uint16_t*>(p.v_cache.data));
-      else
-        rope_append_token(p, n, static_cast<float*>(p.k_cache.data), static_cast<float*>(p.v_cache.data));
+      else rope_append_token(p, n, static_cast<float*>(p.k_cache.data), static_cast<float*>(p.v_cache.data));
     }
   });
 }

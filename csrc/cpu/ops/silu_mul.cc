@@ -25,7 +25,8 @@ void silu_mul(const SiluMulParams& p, ThreadPool& pool) {
   parallel_for(pool, p.num_rows, grain_of(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {
       const float* gate = p.gate_up + n * 2 * width;
-      if (p.y.dtype == DType::kBFloat16) silu_mul_row(gate, gate + width, static_cast<uint16_t*>(p.y.data) + n * width, width);
+      if (p.y.dtype == DType::kBFloat16)
+        silu_mul_row(gate, gate + width, static_cast<uint16_t*>(p.y.data) + n * width, width);
       else silu_mul_row(gate, gate + width, static_cast<float*>(p.y.data) + n * width, width);
     }
   });
