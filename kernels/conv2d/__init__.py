@@ -106,6 +106,13 @@ def cases():
         yield case(1, 3, 4, 48, 24, 3, pad=1, dtype=dtype, y="bfloat16" if dtype == "float32" else "float32")
 
 
+def tolerance(case):
+    """The rounding of a running float32 sum grows with the square root of its length."""
+    if case.dtypes["y"] == "bfloat16":
+        return 8e-3, 1e-4
+    return 1e-5, 4e-7 * case.axes["R"] * np.sqrt(case.axes["C"])
+
+
 OP = Op(
     name="conv2d",
     axes={
@@ -144,7 +151,7 @@ OP = Op(
             (8, 128, 128, 3, 1),
         ]
     ],
-    tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["y"] == "bfloat16" else (1e-5, 1e-5),
+    tolerance=tolerance,
     bytes_moved=lambda a, dtypes: (
         (2 if dtypes["x"] == "bfloat16" else 4)
         * (a["B"] * (a["H"] * a["W"] * a["C"] + a["P"] * a["Q"] * a["M"]) + a["N"] * a["M"] * a["R"] ** 2 * a["C"])
