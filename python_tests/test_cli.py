@@ -30,6 +30,7 @@ class EngineDouble:
     asked: dict
     closed: bool
     error: Exception | None = None
+    has_image_tokenizer = True
 
     @classmethod
     def from_pretrained(cls, model, **options):
@@ -122,6 +123,14 @@ def test_every_option_reaches_the_engine(engine):
 def test_speculation_is_reported(engine, capsys):
     assert cli.main(["generate", "p", "-o", "x.png", "--speculation", "jacobi"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "1.67 codes a step (5 in 3 steps); by length 1:2 3:1"
+
+
+def test_model_without_image_tokenizer_is_refused_before_anything_is_drawn(engine, monkeypatch, capsys):
+    engine.asked = None
+    monkeypatch.setattr(engine, "has_image_tokenizer", False)
+    assert cli.main(["generate", "p", "-o", "x.png"]) == 2
+    assert "name one with --image-tokenizer" in one_line_error(capsys)
+    assert engine.asked is None
 
 
 @pytest.mark.parametrize("error", [None, CapacityError("needs 5 blocks")])

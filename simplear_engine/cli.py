@@ -60,6 +60,11 @@ def generate(options) -> int:
         kv_cache_bytes=options.kv_cache_bytes,
     )
     with engine:
+        if not engine.has_image_tokenizer:
+            raise InvalidRequestError(
+                f"{options.model} has no image tokenizer (no folder vq/), so it draws codes but no pictures: "
+                "name one with --image-tokenizer"
+            )
         with _ProgressBar() as bar:
             images = engine.generate(
                 options.prompts,

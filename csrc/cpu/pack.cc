@@ -10,6 +10,7 @@
 namespace simplear {
 namespace {
 
+// As in simd.h, which only files compiled for one instruction set may include.
 float bf16_to_float(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float f;

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from simplear_engine import _C
+from simplear_engine.image import fsq
 from simplear_engine.image.packing import KernelPacker
 from simplear_engine.image.recording import Recording
 from simplear_engine.image.reference_ops import ReferenceOps
+from simplear_engine.kernels.fsq_decode import OP as FSQ_DECODE
 
 
 class CpuBackend:
@@ -16,12 +18,24 @@ class CpuBackend:
         self._pool = pool or _C.ThreadPool(_C.default_num_threads() if threads is None else threads)
         self.packer = KernelPacker(dtype, self._pool)
 
+    def codes_of(self, indices: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
+        """int [...] -> float32 [..., D] in [-1, 1]."""
+        codes = np.empty((*indices.shape, len(levels)), np.float32)
+        arguments = {
+            "indices": _C.Tensor.from_numpy(np.ascontiguousarray(indices.reshape(-1), np.int32)),
+            "levels": _C.Tensor.from_numpy(np.array(levels, np.int32)),
+            "codes": _C.Tensor.from_numpy(codes.reshape(-1, len(levels))),
+        }
+        FSQ_DECODE.run(_C.chosen_isa(), self._pool, arguments)
+        return codes
+
     def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
         return Recording(shape, run_network, self.dtype, self._pool)
 
 
 class ReferenceBackend:
     packer = ReferenceOps()
+    codes_of = staticmethod(fsq.decode)
 
     def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
         return lambda x: run_network(self.packer, x)

@@ -22,7 +22,7 @@ class CosmosTokenizer:
 
     def __init__(self, source: TokenizerSource, backend):
         self.config = source.config
-        self._source = source
+        self._source, self._backend = source, backend
         self._encoder = _Half(folding.fold_encoder, source, backend)
         self._decoder = _Half(folding.fold_decoder, source, backend)
         if source.has_decoder:
@@ -66,7 +66,7 @@ class CosmosTokenizer:
             raise InvalidRequestError(
                 f"indices: expected 0..{self.num_codes - 1}, got {indices.min()}..{indices.max()}"
             )
-        codes = fsq.decode(indices, self.config.levels)
+        codes = self._backend.codes_of(indices, self.config.levels)
         return self._decoder.run(codes, lambda patches: pixels.patches_to_image(patches, self.config.patch_size))
 
     def encode(self, images) -> np.ndarray:
