@@ -6,6 +6,7 @@ ninja are installed. SIMPLEAR_CMAKE_ARGS adds CMake options (e.g. "-DSIMPLEAR_CU
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +28,14 @@ class CMakeExtension(Extension):
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # An editable installation is built where it is used, so that `cmake --build` is all that a change in C++ needs.
+        output = ROOT / "simplear_engine" if self.editable_mode else target.parent
         # Kept between builds, also those of pip, so that a rebuild compiles what changed and no more.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSIMPLEAR_VERSION={self.distribution.get_version()}",
@@ -40,6 +43,9 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
+        if output != target.parent:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(output / target.name, target)
 
 
 kernels = ["kernels"] + [f"kernels.{name}" for name in find_packages("kernels")]

@@ -80,7 +80,8 @@ class Op:
     reference(**arrays, **scalars) -> {output name: array}: slow, obvious, NumPy; bfloat16 arrives widened to float32.
     make_inputs(case, rng) -> {name: array} of every "in" and "inout" argument; memory that must not be read is poisoned.
     layouts: name -> function(array, dtype, pool) that brings an argument into the form an implementation takes
-    (packed weights). tolerance(case) -> (rtol, atol) between an implementation and the reference.
+    (packed weights); reference_forms: name -> function(array, dtype) that brings it into the form the reference takes.
+    tolerance(case) -> (rtol, atol) between an implementation and the reference.
     bytes_moved(axes, dtypes), flops(axes): the floor, for benchmarks.
     """
 
@@ -93,6 +94,7 @@ class Op:
     bench_cases: Sequence[Case] = ()
     scalars: Mapping[str, Any] = field(default_factory=dict)
     layouts: Mapping[str, Callable] = field(default_factory=dict)
+    reference_forms: Mapping[str, Callable] = field(default_factory=dict)
     tolerance: Callable[[Case], tuple[float, float]] = lambda case: (1e-5, 1e-5)
     bytes_moved: Callable[..., int] | None = None
     flops: Callable[..., int] | None = None

@@ -17,17 +17,17 @@ def quick(monkeypatch):
 
 
 def test_row_holds_what_the_table_shows(quick, capsys):
-    assert bench.main(["op", "silu_mul", "--json"]) == 0
+    assert bench.main(["op", "embed", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["op"] == "silu_mul" and row["impl"] == _C.chosen_isa()
+    assert row["op"] == "embed" and row["impl"] == _C.chosen_isa()
     assert 0 < row["p10_us"] <= row["us"] <= row["p90_us"] and row["gb_s"] > 0 and row["read_share"] > 0
 
 
 def test_wrong_implementation_is_reported_and_not_timed(quick, monkeypatch, capsys):
-    op = all_ops()["silu_mul"]
-    broken = dataclasses.replace(op, reference=lambda **args: {"y": np.zeros(1, np.float32)})
-    monkeypatch.setattr(bench, "all_ops", lambda: {"silu_mul": broken})
-    assert bench.main(["op", "silu_mul"]) == 1
+    op = all_ops()["embed"]
+    broken = dataclasses.replace(op, reference=lambda **args: {"hidden": np.zeros(1, np.float32)})
+    monkeypatch.setattr(bench, "all_ops", lambda: {"embed": broken})
+    assert bench.main(["op", "embed"]) == 1
     assert "WRONG, not timed" in capsys.readouterr().out
 
 
@@ -35,8 +35,8 @@ def test_wrong_implementation_is_reported_and_not_timed(quick, monkeypatch, caps
     "arguments, message",
     [
         (["op", "nothing"], "op nothing: expected all or one of"),
-        (["op", "silu_mul", "--impl", "neon"], "no implementation named neon"),
-        (["op", "silu_mul", "--case", "N77777"], "no case matches 'N77777'"),
+        (["op", "embed", "--impl", "neon"], "no implementation named neon"),
+        (["op", "embed", "--case", "N77777"], "no case matches 'N77777'"),
     ],
 )
 def test_wrong_name_is_one_clear_line(arguments, message, capsys):

@@ -9,7 +9,7 @@ import pytest
 from simplear_engine import Engine, _C
 from simplear_engine.config import ModelConfig
 from simplear_engine.kernels.gumbel_noise.noise import gumbel, gumbel_noise
-from simplear_engine.kernels.linear import pack_array
+from simplear_engine.kernels.packed_weight import pack_array
 from simplear_engine.kernels.op import all_ops
 from simplear_engine.weights import weight_specs
 
@@ -17,7 +17,7 @@ CONFIG = ModelConfig(
     hidden_size=64, intermediate_size=96, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, rope_theta=1e4,
     rms_norm_eps=1e-6, vocab_size=1064, tie_word_embeddings=True, max_position_embeddings=600, visual_offset=64,
 )  # fmt: skip
-DTYPES = ["float32", "bfloat16"]
+DTYPES = ["float32", "bfloat16", "int8", "int4"]
 PROMPT, NEGATIVE = [1, 2, 3] * 15, [4, 5] * 10
 
 
@@ -113,7 +113,7 @@ def test_row_of_a_product_is_the_same_alone_and_among_63_others(isa, dtype):
     source = rng.standard_normal((64, k)).astype(np.float32)
 
     def product(rows, pool):
-        x = _C.Tensor.zeros(rows.shape, dtype)
+        x = _C.Tensor.zeros(rows.shape, dtype if dtype == "bfloat16" else "float32")
         _C.convert(_C.Tensor.from_numpy(np.ascontiguousarray(rows)), x, pool)
         y = _C.Tensor.zeros([len(rows), m], "float32")
         linear.run(isa, pool, {"x": x, "weight": weight, "y": y})
@@ -139,10 +139,13 @@ def test_image_is_the_same_alone_and_in_a_crowd(dtype):
         assert_same(image, alone)
 
 
-def test_image_is_the_same_for_every_number_of_threads():
+@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_image_is_the_same_for_every_number_of_threads(isa, dtype, monkeypatch):
+    monkeypatch.setenv("SIMPLEAR_CPU_ISA", isa)
     images = []
     for threads in (1, 2, 3):
-        with make_engine(threads=threads) as engine:
+        with make_engine(threads=threads, dtype=dtype) as engine:
             images.append(draw(engine))
     assert_same(images[1], images[0])
     assert_same(images[2], images[0])

@@ -395,10 +395,10 @@ def test_environment_variables_choose_the_kernels(tiny_checkpoint):
     code = f"""
 from simplear_engine import Engine
 engine = Engine.from_pretrained({str(tiny_checkpoint)!r})
-print(engine, engine._backend.implementation("linear"), engine._backend.implementation("silu_mul"))
+print(engine, engine._backend.implementation("linear"), engine._backend.implementation("embed"))
 engine.generate("a", height=16, width=16)
 """
-    environment = {**os.environ, "SIMPLEAR_CPU_ISA": "baseline", "SIMPLEAR_OPS": " linear=baseline, silu_mul=baseline"}
+    environment = {**os.environ, "SIMPLEAR_CPU_ISA": "baseline", "SIMPLEAR_OPS": " linear=baseline, embed=baseline"}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert ended.returncode == 0, ended.stderr
     assert "isa='baseline'" in ended.stdout and ended.stdout.endswith("baseline baseline\n")

@@ -49,15 +49,22 @@ def test_every_op_runs_on_every_instruction_set():
 
 
 def test_wrong_shape_is_named_with_what_was_expected(pool):
-    op = OPS["rms_norm"]
-    tensor = lambda *shape: _C.Tensor.zeros(shape, "float32")  # noqa: E731
-    with pytest.raises(ValueError, match=r"rms_norm.y: expected \[N, D\] = \[3, 8\], got \[3, 7\]"):
-        op.run("baseline", pool, {"x": tensor(3, 8), "weight": tensor(8), "y": tensor(3, 7)})
+    op = OPS["gumbel_noise"]
+    args = {
+        "seed": _C.Tensor.zeros([3], "uint64"),
+        "position": _C.Tensor.zeros([2], "int32"),
+        "noise": _C.Tensor.zeros([3, 7], "float32"),
+    }
+    with pytest.raises(ValueError, match=r"gumbel_noise.position: expected \[P\] = \[3\], got \[2\]"):
+        op.run("baseline", pool, args)
 
 
 def test_wrong_dtype_is_named_with_what_was_expected(pool):
-    op = OPS["silu_mul"]
-    with pytest.raises(ValueError, match="silu_mul.gate_up: expected float32, got bfloat16"):
-        op.run(
-            "baseline", pool, {"gate_up": _C.Tensor.zeros([1, 4], "bfloat16"), "y": _C.Tensor.zeros([1, 2], "float32")}
-        )
+    op = OPS["gumbel_noise"]
+    args = {
+        "seed": _C.Tensor.zeros([1], "uint64"),
+        "position": _C.Tensor.zeros([1], "int32"),
+        "noise": _C.Tensor.zeros([1, 7], "bfloat16"),
+    }
+    with pytest.raises(ValueError, match="gumbel_noise.noise: expected float32, got bfloat16"):
+        op.run("baseline", pool, args)

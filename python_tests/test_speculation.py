@@ -41,7 +41,7 @@ def assert_same(image, plain):
     assert image.accepted_lens.sum() == image.tokens.size
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize(
     "options", [{}, {"guidance_scale": 1}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.7, "temperature": 1.0}]
 )

@@ -101,7 +101,7 @@ def test_impossible_shape_is_refused():
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_bfloat16_rounds_like_numpy(isa):
     """Kernels write bfloat16 through their own vector code; here a product with the identity."""
-    from simplear_engine.kernels.linear import pack_array
+    from simplear_engine.kernels.packed_weight import pack_array
     from simplear_engine.kernels.op import all_ops
 
     pool = _C.ThreadPool(1)

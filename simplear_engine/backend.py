@@ -1,7 +1,7 @@
 """Which implementation of each op is used, and how the forward pass is recorded with it.
 
 The CPU backend takes the strongest instruction set of the processor for every op. SIMPLEAR_CPU_ISA forces another one
-for all ops, SIMPLEAR_OPS="linear=avx2,cfg_sample=baseline" for single ops; a name that does not exist or that this
+for all ops, SIMPLEAR_OPS="linear=avx2,head_sample=baseline" for single ops; a name that does not exist or that this
 processor lacks is an error, never a silent fallback. Nothing here knows the network.
 """
 
@@ -12,7 +12,10 @@ from simplear_engine import _C
 from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.kernels.op import all_ops
 
-DTYPES = ("float32", "bfloat16")
+# What weights may be kept in, and what activations on their way into a product and the KV cache then are.
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+ACTIVATION_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "float32", "int4": "float32"}
+CACHE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
 MAX_THREADS = 1024
 
 
@@ -60,7 +63,7 @@ class CpuBackend:
 class Recorder:
     """A table of ops that does not compute: each call is appended to a program.
 
-    recorder.rms_norm(x=..., weight=..., y=..., eps=1e-6): tensors and scalars by the names of the op's declaration.
+    recorder.linear(x=..., weight=..., y=..., accumulate=1): tensors and scalars by the names of the op's declaration.
     """
 
     def __init__(self, backend: CpuBackend, program: _C.Program):

@@ -246,7 +246,7 @@ def _add_generate(commands) -> None:
     command.add_argument("--model", default="default", help='"default", a checkpoint folder or a hub id OWNER/NAME')
     command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    command.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4 (default: auto)")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
     command.add_argument(
         "--kv-cache-bytes",

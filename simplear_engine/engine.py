@@ -51,8 +51,9 @@ class Engine:
     ) -> "Engine":  # fmt: skip
         """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
 
-        device: "auto" or "cpu". dtype: "float32", "bfloat16", or "auto" for what the checkpoint is stored in (bfloat16
-        for float16). image_tokenizer: a folder or file that holds it, where the checkpoint's own `vq/` is not to be
+        device: "auto" or "cpu". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
+        (a scale for 32), or "auto" for what the checkpoint is stored in (bfloat16 for float16). The last two are
+        rounded from the same checkpoint at load; docs/quantization.md says what that costs. image_tokenizer: a folder or file that holds it, where the checkpoint's own `vq/` is not to be
         used. kv_cache_bytes: memory for keys and values; by default enough for `max_pairs` pictures of the checkpoint's
         default size and for one of the longest that the model knows, but at most a quarter of the machine's memory
         (what is never used is never taken). threads: worker threads (default: physical cores).
@@ -119,6 +120,7 @@ class Engine:
         prefill_chunk, max_queue,
     ):  # fmt: skip
         from simplear_engine import _C
+        from simplear_engine.backend import ACTIVATION_DTYPES, CACHE_DTYPES
         from simplear_engine.forward import Activations, cache_block_bytes, forward, make_cache
         from simplear_engine.kernels.rope_append import BLOCK_SIZE
         from simplear_engine.model_weights import ModelWeights
@@ -133,7 +135,13 @@ class Engine:
         max_tokens = max(positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
         max_draws = max(max_pairs, MAX_DRAFT_WINDOW)
         num_blocks = num_cache_blocks(
-            model, defaults, cache_block_bytes(model, dtype), BLOCK_SIZE, self._compression, max_pairs, kv_cache_bytes
+            model,
+            defaults,
+            cache_block_bytes(model, CACHE_DTYPES[dtype]),
+            BLOCK_SIZE,
+            self._compression,
+            max_pairs,
+            kv_cache_bytes,
         )
         longest = -(-model.max_position_embeddings // BLOCK_SIZE)
         plan = _C.StepPlan(
@@ -144,8 +152,8 @@ class Engine:
             max_blocks_per_seq=min(longest, num_blocks),
         )
         self._weights = ModelWeights(model, tensors, dtype, backend.pool)
-        self._cache = make_cache(model, num_blocks, dtype)
-        self._activations = Activations(model, plan, dtype)
+        self._cache = make_cache(model, num_blocks, CACHE_DTYPES[dtype])
+        self._activations = Activations(model, plan, ACTIVATION_DTYPES[dtype])
         self._program = _C.Program()
         forward(backend.recorder(self._program), self._weights, plan, self._cache, self._activations)
         self._pixels = PixelDecoder(image_tokenizer) if image_tokenizer else None

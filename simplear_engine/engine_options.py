@@ -41,7 +41,7 @@ def check_dtype(dtype: str, stored: str) -> str:
     if dtype == "auto":
         return "float32" if stored == "float32" else "bfloat16"
     if dtype not in DTYPES:
-        raise InvalidRequestError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {dtype!r}")
+        raise InvalidRequestError(f"dtype: expected auto, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype!r}")
     return dtype
 
 
@@ -59,9 +59,10 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidRequestError(f"image_tokenizer: expected a folder or a file, got {path!r:.80}")
     path = Path(path)
+    from simplear_engine.backend import CACHE_DTYPES
     from simplear_engine.image import CosmosTokenizer
 
-    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=dtype, threads=backend.pool.size)
+    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=CACHE_DTYPES[dtype], threads=backend.pool.size)
     if tokenizer.num_codes < checkpoint.model.num_codes:
         raise CheckpointError(
             f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"

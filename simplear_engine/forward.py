@@ -41,7 +41,8 @@ def cache_block_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 class Activations:
-    """What the ops of a step hand to each other; sized for the largest step. `dtype` is that of the weights."""
+    """What the ops of a step hand to each other; sized for the largest step. `dtype` is what rows are kept in on their way
+    into a product ("float32" or "bfloat16")."""
 
     def __init__(self, config: ModelConfig, plan: _C.StepPlan, dtype: str):
         max_tokens, max_logit_rows, max_draws = plan.token_ids.shape[0], plan.logit_rows.shape[0], plan.token.shape[0]
@@ -51,13 +52,11 @@ class Activations:
             return Rows(_C.Tensor.zeros([max_tokens, width], dtype), "num_tokens")
 
         self.hidden = per_token(config.hidden_size)
-        self.normed = per_token(config.hidden_size, dtype)
         self.qkv = per_token(query + 2 * kv)
         self.q = per_token(query)
         self.attended = per_token(query, dtype)
-        self.gate_up = per_token(2 * config.intermediate_size)
         self.gated = per_token(config.intermediate_size, dtype)
-        self.last = Rows(_C.Tensor.zeros([max_logit_rows, config.hidden_size], dtype), "num_logit_rows")
+        # Pages of these two are touched by scoring and by top-k or top-p only.
         self.logits = Rows(_C.Tensor.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
         self.guided = Rows(_C.Tensor.zeros([max_draws, config.num_codes], "float32"), "num_draws")
         positions = config.max_position_embeddings
@@ -86,8 +85,7 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
         table=weights.embedding, hidden=a.hidden, visual_offset=config.visual_offset,
     )  # fmt: skip
     for layer, kv in zip(weights.layers, cache, strict=True):
-        ops.rms_norm(x=a.hidden, weight=layer.input_norm, y=a.normed, eps=eps)
-        ops.linear(x=a.normed, weight=layer.qkv, bias=layer.qkv_bias, y=a.qkv)
+        ops.linear(x=a.hidden, norm_weight=layer.input_norm, eps=eps, weight=layer.qkv, bias=layer.qkv_bias, y=a.qkv)
         ops.rope_append(
             qkv=a.qkv, cos_sin=a.cos_sin, positions=tokens(plan.positions), slot_mapping=tokens(plan.slot_mapping),
             q=a.q, k_cache=kv.k, v_cache=kv.v,
@@ -98,16 +96,13 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
             scale=config.head_dim**-0.5,
         )  # fmt: skip
         ops.linear(x=a.attended, weight=layer.o, y=a.hidden, accumulate=1)
-        ops.rms_norm(x=a.hidden, weight=layer.post_norm, y=a.normed, eps=eps)
-        ops.linear(x=a.normed, weight=layer.gate_up, y=a.gate_up)
-        ops.silu_mul(gate_up=a.gate_up, y=a.gated)
+        ops.gate_up_silu(x=a.hidden, norm_weight=layer.post_norm, eps=eps, weight=layer.gate_up, y=a.gated)
         ops.linear(x=a.gated, weight=layer.down, y=a.hidden, accumulate=1)
-    logit_rows = Rows(plan.logit_rows, "num_logit_rows")
-    ops.rms_norm(x=a.hidden, rows=logit_rows, weight=weights.norm, y=a.last, eps=eps)
-    ops.linear(x=a.last, weight=weights.head, y=a.logits)
-    ops.cfg_sample(
-        logits=a.logits, cond_row=draws(plan.cond_row), uncond_row=draws(plan.uncond_row),
+    ops.head_sample(
+        hidden=a.hidden, rows=Rows(plan.logit_rows, "num_logit_rows"), norm_weight=weights.norm, eps=eps,
+        weight=weights.head, cond_row=draws(plan.cond_row), uncond_row=draws(plan.uncond_row),
         guidance_scale=draws(plan.guidance_scale), temperature=draws(plan.temperature), top_k=draws(plan.top_k),
         top_p=draws(plan.top_p), seed=draws(plan.seed), position=draws(plan.position), slot=draws(plan.draw_slot),
-        guided=a.guided, token=draws(plan.token), log_prob=draws(plan.log_prob), last_code=plan.last_code,
+        logits=a.logits, guided=a.guided, token=draws(plan.token), log_prob=draws(plan.log_prob),
+        last_code=plan.last_code,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from simplear_engine import _C
 from simplear_engine.config import ModelConfig
-from simplear_engine.kernels.linear import PackedWeight, pack
+from simplear_engine.kernels.packed_weight import PackedWeight, pack, pack_again
 from simplear_engine.weights import LM_HEAD
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -22,12 +22,12 @@ class Layer:
     qkv_bias: _C.Tensor  # [(H + 2 G) E] float32
     o: PackedWeight  # [D, H E]
     post_norm: _C.Tensor  # [D]
-    gate_up: PackedWeight  # [2 I, D] gate, then up
+    gate_up: PackedWeight  # [2 I, D] gate and up by turns
     down: PackedWeight  # [D, I]
 
 
 class ModelWeights:
-    """Weights of `config` ready for the ops, computed in `dtype` ("float32" or "bfloat16").
+    """Weights of `config` ready for the ops, matrices in `dtype` ("float32", "bfloat16", "int8" or "int4").
 
     tensors: canonical name (weights.weight_specs) -> `_C.Tensor` of any float type; borrowed for the life of this object.
     """
@@ -57,7 +57,7 @@ class ModelWeights:
             qkv_bias=self._concatenated(named(*(f"self_attn.{x}_proj.bias" for x in "qkv"))),
             o=self._packed(named("self_attn.o_proj.weight")),
             post_norm=self._vector(prefix + "post_attention_layernorm.weight"),
-            gate_up=self._packed(named("mlp.gate_proj.weight", "mlp.up_proj.weight")),
+            gate_up=self._packed(named("mlp.gate_proj.weight", "mlp.up_proj.weight"), interleaved=True),
             down=self._packed(named("mlp.down_proj.weight")),
         )
 
@@ -80,9 +80,9 @@ class ModelWeights:
             begin += vector.shape[0]
         return whole
 
-    def _packed(self, parts: list[_C.Tensor]) -> PackedWeight:
-        packed = pack(parts, self.dtype, self._pool)
-        self._refreshers.append(lambda: _C.pack_panels(parts, packed.storage, self._pool))
+    def _packed(self, parts: list[_C.Tensor], interleaved: bool = False) -> PackedWeight:
+        packed = pack(parts, self.dtype, self._pool, interleaved)
+        self._refreshers.append(lambda: pack_again(packed, parts, self._pool, interleaved))
         return packed
 
     def _derive(self, derive) -> None:

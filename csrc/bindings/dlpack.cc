@@ -42,7 +42,7 @@ struct TypePair {
 constexpr TypePair kTypes[] = {
     {{kFloat, 32, 1}, DType::kFloat32}, {{kBFloat, 16, 1}, DType::kBFloat16}, {{kFloat, 16, 1}, DType::kFloat16},
     {{kInt, 32, 1}, DType::kInt32},     {{kInt, 64, 1}, DType::kInt64},       {{kUInt, 64, 1}, DType::kUInt64},
-    {{kUInt, 8, 1}, DType::kUInt8},
+    {{kUInt, 8, 1}, DType::kUInt8},     {{kInt, 8, 1}, DType::kInt8},
 };
 
 bool is_contiguous(const DLTensor& tensor) {

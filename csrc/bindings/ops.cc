@@ -147,7 +147,7 @@ void bind_ops(py::module_& m) {
 
   m.def("packed_size",
         [](int64_t rows, int64_t k, const std::string& dtype) { return packed_size(rows, k, dtype_from_name(dtype)); });
-  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("pool"),
+  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("interleaved"), py::arg("pool"),
         py::call_guard<py::gil_scoped_release>());
   m.def("convert", &convert, py::arg("source"), py::arg("target"), py::arg("pool"),
         py::call_guard<py::gil_scoped_release>());

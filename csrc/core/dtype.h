@@ -1,4 +1,7 @@
 // Element types. Plain data, safe to include from code compiled for any instruction set.
+//
+// kInt8 and kInt4 are also what packed weights call themselves (csrc/cpu/panels.h); an element of kInt4 is one byte,
+// with two numbers in it.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +9,7 @@
 
 namespace simplear {
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kUInt64, kUInt8 };
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kUInt64, kUInt8, kInt8, kInt4 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -17,6 +20,8 @@ constexpr size_t size_of(DType dtype) {
     case DType::kInt64: return 8;
     case DType::kUInt64: return 8;
     case DType::kUInt8: return 1;
+    case DType::kInt8: return 1;
+    case DType::kInt4: return 1;
   }
   return 0;
 }
@@ -30,6 +35,8 @@ constexpr const char* name_of(DType dtype) {
     case DType::kInt64: return "int64";
     case DType::kUInt64: return "uint64";
     case DType::kUInt8: return "uint8";
+    case DType::kInt8: return "int8";
+    case DType::kInt4: return "int4";
   }
   return "?";
 }

@@ -13,6 +13,7 @@
 namespace simplear::SIMPLEAR_ISA {
 
 constexpr int kVecsPerPanel = kPanelRows / kLanes;
+constexpr int kGroupPanels = 4, kGroupColumns = kGroupPanels * kPanelRows;  // what is dealt out to threads
 
 #if defined(__AVX512F__)
 constexpr int kMaxTileRows = 6, kMaxTilePanels = 4;  // 24 accumulators of 32 registers

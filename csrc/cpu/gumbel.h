@@ -77,6 +77,27 @@ inline Vec gumbel(VecU bits) {
   return -log_of_parts(f, e);
 }
 
+// Lanes 0 .. L/2 - 1 of a and b by turns; and lanes L/2 .. L - 1.
+inline Vec zip_low(Vec a, Vec b) {
+  VecI lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i / 2 + i % 2 * kLanes;
+  return __builtin_shuffle(a, b, lanes);
+}
+inline Vec zip_high(Vec a, Vec b) {
+  VecI lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = kLanes / 2 + i / 2 + i % 2 * kLanes;
+  return __builtin_shuffle(a, b, lanes);
+}
+
+// out[4 i + w] = lane i of the w-th vector.
+inline void store_interleaved(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const Vec even_low = zip_low(a, c), even_high = zip_high(a, c), odd_low = zip_low(b, d), odd_high = zip_high(b, d);
+  store(out, zip_low(even_low, odd_low));
+  store(out + kLanes, zip_high(even_low, odd_low));
+  store(out + 2 * kLanes, zip_low(even_high, odd_high));
+  store(out + 3 * kLanes, zip_high(even_high, odd_high));
+}
+
 // noise[i] for codes first .. first + kNoiseCodes - 1; first is a multiple of 4.
 inline void gumbel_noise(uint64_t seed, uint32_t position, uint32_t first, float* noise) {
   VecU c0, c1 = splat(position), c2{}, c3{};
@@ -93,9 +114,7 @@ inline void gumbel_noise(uint64_t seed, uint32_t position, uint32_t first, float
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
-  const Vec words[4] = {gumbel(c0), gumbel(c1), gumbel(c2), gumbel(c3)};
-  for (int i = 0; i < kLanes; ++i)
-    for (int w = 0; w < 4; ++w) noise[4 * i + w] = words[w][i];
+  store_interleaved(gumbel(c0), gumbel(c1), gumbel(c2), gumbel(c3), noise);
 }
 
 }  // namespace simplear::SIMPLEAR_ISA

@@ -17,7 +17,9 @@ bool supports(const std::string& isa) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (isa == "avx2") return avx2;
   if (isa == "avx512") return avx512;
-  if (isa == "avx512_bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == "avx512_vnni") return vnni;
+  if (isa == "avx512_bf16") return vnni && __builtin_cpu_supports("avx512bf16");
 #endif
   return false;
 }
@@ -34,9 +36,7 @@ const std::vector<std::string>& compiled_isas() {
   static const std::vector<std::string> isas = {
       "baseline",
 #if defined(__x86_64__)
-      "avx2",
-      "avx512",
-      "avx512_bf16",
+      "avx2",     "avx512", "avx512_vnni", "avx512_bf16",
 #endif
   };
   return isas;

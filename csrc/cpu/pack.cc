@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "cpu/panels.h"
+#include "cpu/quantize.h"
 
 namespace simplear {
 namespace {
@@ -40,20 +41,6 @@ float f16_to_float(uint16_t x) {
   float f;
   std::memcpy(&f, &bits, 4);
   return f;
-}
-
-// Elements [begin, begin + count) of a float array of any type.
-void load_floats(const void* data, DType dtype, int64_t begin, int64_t count, float* out) {
-  switch (dtype) {
-    case DType::kFloat32: std::memcpy(out, static_cast<const float*>(data) + begin, count * sizeof(float)); return;
-    case DType::kBFloat16:
-      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
-      return;
-    case DType::kFloat16:
-      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
-      return;
-    default: fail(ErrorKind::kInternal, "weights: expected a float type, got ", name_of(dtype));
-  }
 }
 
 void store_floats(const float* from, int64_t count, DType dtype, void* data, int64_t begin) {
@@ -96,39 +83,89 @@ void for_parts(ThreadPool& pool, int64_t items, const Body& body) {
 
 }  // namespace
 
+void load_floats(const void* data, DType dtype, int64_t begin, int64_t count, float* out) {
+  switch (dtype) {
+    case DType::kFloat32: std::memcpy(out, static_cast<const float*>(data) + begin, count * sizeof(float)); return;
+    case DType::kBFloat16:
+      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
+      return;
+    case DType::kFloat16:
+      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_float(static_cast<const uint16_t*>(data)[begin + i]);
+      return;
+    default: fail(ErrorKind::kInternal, "weights: expected a float type, got ", name_of(dtype));
+  }
+}
+
 int64_t packed_size(int64_t rows, int64_t k, DType dtype) { return num_panels(rows) * panel_size(k, dtype); }
 
-void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, ThreadPool& pool) {
+namespace {
+
+// Where a packed row comes from; no part: zeros.
+struct SourceRow {
+  const Tensor* part;
+  int64_t row;
+};
+
+std::vector<SourceRow> rows_of(const std::vector<Tensor>& parts, bool interleaved) {
   check(!parts.empty(), ErrorKind::kInternal, "pack_panels: no parts");
-  const int64_t k = parts[0].shape.at(1);
-  struct Row {
-    const Tensor* part;
-    int64_t row;
-  };
-  std::vector<Row> rows;
+  std::vector<SourceRow> rows;
   for (const Tensor& part : parts) {
-    check(part.shape.size() == 2 && part.shape[1] == k, ErrorKind::kInternal, "pack_panels: parts differ in columns");
-    for (int64_t r = 0; r < part.shape[0]; ++r) rows.push_back({&part, r});
+    check(part.shape.size() == 2 && part.shape[1] == parts[0].shape[1], ErrorKind::kInternal,
+          "pack_panels: parts differ in columns");
+    check(!interleaved || part.shape == parts[0].shape, ErrorKind::kInternal, "pack_panels: parts differ in rows");
+    if (!interleaved)
+      for (int64_t r = 0; r < part.shape[0]; ++r) rows.push_back({&part, r});
   }
-  const int64_t n = static_cast<int64_t>(rows.size());
-  check(packed.size() == packed_size(n, k, packed.dtype), ErrorKind::kInternal, "pack_panels: packed has ",
-        packed.size(), " elements, expected ", packed_size(n, k, packed.dtype));
+  if (interleaved)
+    for (int64_t panel = 0; panel < num_panels(parts[0].shape[0]); ++panel)
+      for (const Tensor& part : parts)
+        for (int64_t r = panel * kPanelRows; r < (panel + 1) * kPanelRows; ++r)
+          rows.push_back({r < part.shape[0] ? &part : nullptr, r});
+  rows.resize(num_panels(static_cast<int64_t>(rows.size())) * kPanelRows, {nullptr, 0});
+  return rows;
+}
+
+void load_columns(const SourceRow& source, int64_t k, int64_t begin, int64_t count, float* out) {
+  if (source.part) load_floats(source.part->data, source.part->dtype, source.row * k + begin, count, out);
+  else std::fill_n(out, count, 0.0f);
+}
+
+void pack_float_panel(const SourceRow* rows, int64_t k, const Tensor& packed, int64_t panel) {
   const int64_t stride = panel_size(k, packed.dtype);
-  for_parts(pool, num_panels(n), [&](int64_t begin, int64_t end) {
-    float block[kPanelRows][kBlock];
+  float block[kPanelRows][kBlock];
+  for (int64_t column = 0; column < k; column += kBlock) {
+    const int64_t count = std::min(kBlock, k - column);
+    for (int64_t j = 0; j < kPanelRows; ++j) load_columns(rows[j], k, column, count, block[j]);
+    if (packed.dtype == DType::kBFloat16) store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
+    else store_columns(block, column, count, packed.as<float>() + panel * stride);
+  }
+}
+
+void pack_quantized_panel(const SourceRow* rows, int64_t k, const Tensor& packed, int64_t panel, float* buffer) {
+  uint8_t* to = packed.as<uint8_t>() + panel * panel_size(k, packed.dtype);
+  const int64_t padded = padded_k(k, packed.dtype);
+  for (int64_t j = 0; j < kPanelRows; ++j) {
+    load_columns(rows[j], k, 0, k, buffer);
+    std::fill(buffer + k, buffer + padded, 0.0f);
+    if (packed.dtype == DType::kInt8) quantize_row_int8(buffer, padded, j, to);
+    else quantize_row_int4(buffer, padded, j, to);
+  }
+}
+
+}  // namespace
+
+void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, bool interleaved, ThreadPool& pool) {
+  const std::vector<SourceRow> rows = rows_of(parts, interleaved);
+  const int64_t k = parts[0].shape[1];
+  const int64_t panels = static_cast<int64_t>(rows.size()) / kPanelRows;
+  check(packed.size() == panels * panel_size(k, packed.dtype), ErrorKind::kInternal, "pack_panels: packed has ",
+        packed.size(), " elements, expected ", panels * panel_size(k, packed.dtype));
+  for_parts(pool, panels, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer(is_quantized(packed.dtype) ? padded_k(k, packed.dtype) : 0);
     for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t column = 0; column < k; column += kBlock) {
-        const int64_t count = std::min(kBlock, k - column);
-        for (int64_t j = 0; j < kPanelRows; ++j) {
-          const int64_t row = panel * kPanelRows + j;
-          if (row < n)
-            load_floats(rows[row].part->data, rows[row].part->dtype, rows[row].row * k + column, count, block[j]);
-          else std::fill_n(block[j], count, 0.0f);
-        }
-        if (packed.dtype == DType::kBFloat16)
-          store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
-        else store_columns(block, column, count, packed.as<float>() + panel * stride);
-      }
+      const SourceRow* panel_rows = rows.data() + panel * kPanelRows;
+      if (is_quantized(packed.dtype)) pack_quantized_panel(panel_rows, k, packed, panel, buffer.data());
+      else pack_float_panel(panel_rows, k, packed, panel);
     }
   });
 }

@@ -8,13 +8,17 @@
 
 namespace simplear {
 
-// Packs the rows of `parts` (each [N_i, K], float32, bfloat16 or float16), one after the other, into panels of
-// `packed` (1-D, float32 or bfloat16, num_panels(sum N_i) * panel_size(K) elements). Called again after the parts
-// changed, it refreshes `packed` in place.
-void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, ThreadPool& pool);
+// Packs the rows of `parts` (each [N_i, K], float32, bfloat16 or float16) into the panels of `packed` (1-D, float32,
+// bfloat16, int8 or int4; panels.h). One part after the other, or, when interleaved, parts of equal shape by turns: 16
+// rows of each, a last incomplete 16 filled up with zeros. Called again after the parts changed, it refreshes `packed`
+// in place. Non-finite weights must have been refused before.
+void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, bool interleaved, ThreadPool& pool);
 
-// Elements of the packed form of [rows, k].
+// Elements (bytes, when quantised) of the packed form of [rows, k].
 int64_t packed_size(int64_t rows, int64_t k, DType dtype);
+
+// Elements [begin, begin + count) of an array of any float type.
+void load_floats(const void* data, DType dtype, int64_t begin, int64_t count, float* out);
 
 // Converts `from` (float32, bfloat16, float16) to the dtype of `to` (float32, bfloat16), same number of elements.
 void convert(const Tensor& from, const Tensor& to, ThreadPool& pool);

@@ -39,7 +39,7 @@ def pack(weight: np.ndarray, dtype: str, pool) -> PackedKernels:
         padded = np.ascontiguousarray(weight)
     matrix = padded.reshape(corners * rows, size * size * even)
     storage = _C.Tensor.zeros([_C.packed_size(*matrix.shape, dtype)], dtype)
-    _C.pack_panels([_C.Tensor.from_numpy(matrix)], storage, pool)
+    _C.pack_panels([_C.Tensor.from_numpy(matrix)], storage, False, pool)
     return PackedKernels(storage, weight.shape)
 
 

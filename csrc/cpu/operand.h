@@ -1,0 +1,159 @@
+// The left operand of a product: rows of activations in the form that the weights want to meet.
+//
+// float32 and bfloat16 weights take rows of their own type; quantised weights take int8 with one scale for 32
+// neighbours. RMSNorm on the way is optional:
+//
+//   y = x / sqrt(mean(x^2) + eps) * weight         Zhang & Sennrich 2019
+//
+// What a row becomes depends on that row alone (contract C2). Rows that are in the right form already stay where they
+// are; the others are written into scratch that the caller provides.
+#pragma once
+
+#include <math.h>
+
+#include "cpu/panels.h"
+#include "cpu/simd.h"
+
+namespace simplear::SIMPLEAR_ISA {
+
+struct RowSource {
+  AnyPtr x;             // [M, K] float32 or bfloat16
+  const int32_t* rows;  // [N] indices into x, or null: the first N
+  AnyPtr norm;          // [K] float32 or bfloat16, or null: no RMSNorm
+  float eps;
+  int64_t num_rows, k;
+};
+
+struct Operand {
+  const char* data;
+  int64_t row_bytes;
+  int64_t k;  // as stored: padded for quantised weights
+
+  template <class T>
+  const T* row(int64_t n) const {
+    return reinterpret_cast<const T*>(data + n * row_bytes);
+  }
+  // Of a quantised row: integers [k], scales [k / 32], and -zero * (sum of the group's integers), [k / 32].
+  const int8_t* integers(int64_t n) const { return row<int8_t>(n); }
+  const float* scales(int64_t n) const { return reinterpret_cast<const float*>(integers(n) + k); }
+  const int32_t* offsets(int64_t n) const { return reinterpret_cast<const int32_t*>(scales(n) + k / kQuantGroup); }
+};
+
+inline float mean_square(const float* x, int64_t n) {
+  Vec sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = load(x + i);
+    sum = fma(v, v, sum);
+  }
+  float total = reduce_add(sum);
+  for (; i < n; ++i) total += x[i] * x[i];
+  return total / static_cast<float>(n);
+}
+
+// Elements [i, i + count) of a row, normalised where `norm` is given; zeros behind them up to kQuantGroup.
+template <class X, class W>
+inline void load_chunk(const X* x, const W* norm, float scale, int64_t i, int64_t count, float* out) {
+  if (count == kQuantGroup) {
+    for (int v = 0; v < kQuantGroup; v += kLanes) {
+      const Vec value = load(x + i + v);
+      store(out + v, norm ? value * scale * load(norm + i + v) : value);
+    }
+    return;
+  }
+  for (int j = 0; j < kQuantGroup; ++j)
+    out[j] = j >= count ? 0.0f : norm ? to_float(x[i + j]) * scale * to_float(norm[i + j]) : to_float(x[i + j]);
+}
+
+// 32 numbers to integers in -127..127 with one scale. Numbers that are not finite give a scale that is not either.
+inline void quantize_group(const float* x, int zero, int8_t* q, float* scale, int32_t* offset) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  VecI most{};
+  for (int v = 0; v < kQuantGroup; v += kLanes) {
+    // Magnitudes compare like their bits, and a NaN is larger than all of them.
+    const VecI bits = load_as<VecI>(x + v) & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  int32_t largest_bits = most[0];
+  for (int lane = 1; lane < kLanes; ++lane) largest_bits = most[lane] > largest_bits ? most[lane] : largest_bits;
+  float largest;
+  std::memcpy(&largest, &largest_bits, 4);
+  *scale = largest / 127.0f;
+  const float inverse = largest < 1e-35f ? 0.0f : 127.0f / largest;
+  VecI sum{};
+  for (int v = 0; v < kQuantGroup; v += kLanes) {
+    // The low mantissa bits now hold the rounded number.
+    const VecI rounded = reinterpret_cast<VecI>(load(x + v) * inverse + 12582912.0f) - 0x4b400000;
+    const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+    std::memcpy(q + v, &bytes, sizeof(bytes));
+    sum += rounded;
+  }
+  int32_t total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
+  *offset = -zero * total;
+}
+
+template <class X, class W>
+inline void prepare_row(const RowSource& source, DType weights, const X* x, const W* norm, char* out) {
+  const int64_t k = source.k, padded = padded_k(k, weights);
+  const float scale = norm ? 1.0f / sqrtf(mean_square(reinterpret_cast<const float*>(x), k) + source.eps) : 1.0f;
+  int8_t* integers = reinterpret_cast<int8_t*>(out);
+  float* scales = reinterpret_cast<float*>(out + padded);
+  int32_t* offsets = reinterpret_cast<int32_t*>(scales + padded / kQuantGroup);
+  for (int64_t i = 0; i < padded; i += kQuantGroup) {
+    const int64_t count = k - i < kQuantGroup ? k - i : kQuantGroup;
+    float chunk[kQuantGroup];
+    load_chunk(x, norm, scale, i, count, chunk);
+    if (weights == DType::kFloat32) {
+      std::memcpy(out + i * 4, chunk, count * 4);
+    } else if (weights == DType::kBFloat16) {
+      uint16_t rounded[kQuantGroup];
+      for (int v = 0; v < kQuantGroup; v += kLanes) store(rounded + v, load(chunk + v));
+      std::memcpy(out + i * 2, rounded, count * 2);
+    } else {
+      const int zero = weights == DType::kInt8 ? kInt8Zero : kInt4Zero;
+      quantize_group(chunk, zero, integers + i, scales + i / kQuantGroup, offsets + i / kQuantGroup);
+    }
+  }
+}
+
+inline bool is_in_place(const RowSource& source, DType weights) {
+  return source.x.dtype == weights && source.rows == nullptr && source.norm.data == nullptr;
+}
+
+inline int64_t operand_row_bytes(int64_t k, DType weights) {
+  const int64_t padded = padded_k(k, weights);
+  const int64_t bytes = is_quantized(weights) ? padded + padded / kQuantGroup * 8 : k * size_of(weights);
+  return (bytes + 63) / 64 * 64;
+}
+
+// Scratch that prepare() needs.
+inline size_t operand_bytes(const RowSource& source, DType weights) {
+  return is_in_place(source, weights) ? 0 : source.num_rows * operand_row_bytes(source.k, weights);
+}
+
+// A norm needs float32 rows.
+inline Operand prepare(const RowSource& source, DType weights, void* scratch, ThreadPool& pool) {
+  if (is_in_place(source, weights)) {
+    const int64_t row_bytes = source.k * static_cast<int64_t>(size_of(weights));
+    return {static_cast<const char*>(source.x.data), row_bytes, source.k};
+  }
+  const Operand operand{static_cast<const char*>(scratch), operand_row_bytes(source.k, weights),
+                        padded_k(source.k, weights)};
+  parallel_for(pool, source.num_rows, grain_of(source.k), [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t from = (source.rows ? source.rows[n] : n) * source.k;
+      char* out = static_cast<char*>(scratch) + n * operand.row_bytes;
+      const auto* narrow_norm = static_cast<const uint16_t*>(source.norm.data);
+      const auto* wide_norm = static_cast<const float*>(source.norm.data);
+      if (source.x.dtype == DType::kBFloat16)
+        prepare_row(source, weights, static_cast<const uint16_t*>(source.x.data) + from, (const float*)nullptr, out);
+      else if (source.norm.dtype == DType::kBFloat16)
+        prepare_row(source, weights, static_cast<const float*>(source.x.data) + from, narrow_norm, out);
+      else prepare_row(source, weights, static_cast<const float*>(source.x.data) + from, wide_norm, out);
+    }
+  });
+  return operand;
+}
+
+}  // namespace simplear::SIMPLEAR_ISA

@@ -1,0 +1,171 @@
+// The register tile of products with int8 and int4 weights: MR rows of int8 activations times NP panels.
+//
+//   sum[r][16 p + j] = sum over groups g of 32:  xs[r][g] * ws[p][j][g] * sum_k q_x[r][k] * q_w[p][j][k]
+//
+// The inner sums are integers and exact, whatever instruction adds them. Stored weights are unsigned (q + zero),
+// because vpdpbusd multiplies unsigned by signed bytes; sums begin at -zero * sum_k q_x, which makes up for it. Groups
+// are added in float32, in ascending order (contract C2).
+#pragma once
+
+#include "cpu/gemm_tile.h"
+#include "cpu/operand.h"
+
+namespace simplear::SIMPLEAR_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kQuantTileRows = 6;
+// Integer and float sums of a tile share 32 registers.
+constexpr int quant_tile_panels(int rows) { return rows > 2 ? 2 : 4; }
+#elif defined(__AVX2__)
+constexpr int kQuantTileRows = 2;
+constexpr int quant_tile_panels(int) { return 1; }
+#else
+constexpr int kQuantTileRows = 1;
+constexpr int quant_tile_panels(int) { return 1; }
+#endif
+
+// Lane by lane, sum + the products of the four unsigned bytes of w with the four signed ones of x.
+inline VecI dot4(VecI sum, VecU w, VecU x) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<VecI>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
+#elif defined(__SSE2__)
+  // Products of 16-bit numbers, because sums of two products of bytes do not fit into 16 bits.
+  typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
+  const VecU w_even = w & 0x00ff00ffu, w_odd = w >> 8 & 0x00ff00ffu;
+  const Halves x_even = reinterpret_cast<Halves>(x << 8) >> 8, x_odd = reinterpret_cast<Halves>(x) >> 8;
+#if defined(__AVX512F__)
+  const auto madd = [](VecU a, Halves b) {
+    return reinterpret_cast<VecI>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  };
+#elif defined(__AVX2__)
+  const auto madd = [](VecU a, Halves b) {
+    return reinterpret_cast<VecI>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+  };
+#else
+  const auto madd = [](VecU a, Halves b) {
+    return reinterpret_cast<VecI>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+  };
+#endif
+  return sum + madd(w_even, x_even) + madd(w_odd, x_odd);
+#else
+  for (int shift = 0; shift < 32; shift += 8)
+    sum += reinterpret_cast<VecI>(w >> shift & 255u) * (reinterpret_cast<VecI>(x << (24 - shift)) >> 24);
+  return sum;
+#endif
+}
+
+template <int MR, int NP, DType kWeights>
+struct QuantizedTile {
+  static constexpr int kVecs = NP * kVecsPerPanel;
+
+  // x: rows first_row .. first_row + MR - 1; w: first panel; sums[r]: 16 NP results of a row.
+  static inline void run(const Operand& x, int64_t first_row, const uint8_t* w, int64_t panel_bytes,
+                         float (*sums)[kGroupColumns], int column) {
+    const int8_t* q[MR];
+    const float* scales[MR];
+    const int32_t* offsets[MR];
+    for (int r = 0; r < MR; ++r) {
+      q[r] = x.integers(first_row + r);
+      scales[r] = x.scales(first_row + r);
+      offsets[r] = x.offsets(first_row + r);
+    }
+    Vec acc[MR][kVecs] = {};
+    const int64_t groups = x.k / kQuantGroup;
+    for (int64_t g = 0; g < groups; ++g) {
+      VecI dots[MR][kVecs];
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+        for (int v = 0; v < kVecs; ++v) dots[r][v] = splat(offsets[r][g]);
+      if constexpr (kWeights == DType::kInt8) add_int8(dots, q, w, panel_bytes, g);
+      else add_int4(dots, q, w, panel_bytes, g);
+      Vec weight_scales[kVecs];
+      if constexpr (kWeights == DType::kInt4) {
+#pragma GCC unroll 32
+        for (int v = 0; v < kVecs; ++v) weight_scales[v] = load(int4_scales(w, panel_bytes, g, v));
+      }
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) {
+        const Vec scale = splat(scales[r][g]);
+#pragma GCC unroll 32
+        for (int v = 0; v < kVecs; ++v) {
+          const Vec dot = __builtin_convertvector(dots[r][v], Vec);
+          if constexpr (kWeights == DType::kInt4) acc[r][v] = fma(dot * scale, weight_scales[v], acc[r][v]);
+          else acc[r][v] = fma(dot, scale, acc[r][v]);
+        }
+      }
+    }
+#pragma GCC unroll 32
+    for (int v = 0; v < kVecs; ++v) {
+      Vec row_scale{};
+      if constexpr (kWeights == DType::kInt8)
+        row_scale =
+            load_as<Vec>(w + v / kVecsPerPanel * panel_bytes + x.k * kPanelRows + v % kVecsPerPanel * kLanes * 4);
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r)
+        store(sums[r] + column + v * kLanes, kWeights == DType::kInt8 ? acc[r][v] * row_scale : acc[r][v]);
+    }
+  }
+
+ private:
+  static inline uint32_t four(const int8_t* q) {
+    uint32_t bytes;
+    std::memcpy(&bytes, q, 4);
+    return bytes;
+  }
+
+  static inline void add_int8(VecI (&dots)[MR][kVecs], const int8_t* const (&q)[MR], const uint8_t* w,
+                              int64_t panel_bytes, int64_t g) {
+    w += g * kQuantGroup * kPanelRows;
+#pragma GCC unroll 8
+    for (int j = 0; j < kQuantGroup / 4; ++j) {
+      VecU weights[kVecs];
+#pragma GCC unroll 32
+      for (int v = 0; v < kVecs; ++v)
+        weights[v] =
+            load_as<VecU>(w + v / kVecsPerPanel * panel_bytes + (j * kPanelRows + v % kVecsPerPanel * kLanes) * 4);
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) {
+        const VecU xr = splat(four(q[r] + g * kQuantGroup + 4 * j));
+#pragma GCC unroll 32
+        for (int v = 0; v < kVecs; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
+      }
+    }
+  }
+
+  static inline const uint8_t* int4_block(const uint8_t* w, int64_t panel_bytes, int64_t g, int v) {
+    return w + v / kVecsPerPanel * panel_bytes + g / 2 * kInt4BlockBytes;
+  }
+  static inline const uint16_t* int4_scales(const uint8_t* w, int64_t panel_bytes, int64_t g, int v) {
+    return reinterpret_cast<const uint16_t*>(int4_block(w, panel_bytes, g, v) + 2 * kInt4GroupBytes) +
+           g % 2 * kPanelRows + v % kVecsPerPanel * kLanes;
+  }
+
+  static inline void add_int4(VecI (&dots)[MR][kVecs], const int8_t* const (&q)[MR], const uint8_t* w,
+                              int64_t panel_bytes, int64_t g) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kQuantGroup / 8; ++j) {
+      VecU low[kVecs], high[kVecs];
+#pragma GCC unroll 32
+      for (int v = 0; v < kVecs; ++v) {
+        const VecU both = load_as<VecU>(int4_block(w, panel_bytes, g, v) + g % 2 * kInt4GroupBytes +
+                                        (j * kPanelRows + v % kVecsPerPanel * kLanes) * 4);
+        low[v] = both & 0x0f0f0f0fu;
+        high[v] = both >> 4 & 0x0f0f0f0fu;
+      }
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) {
+        const int8_t* x = q[r] + g * kQuantGroup + 8 * j;
+        const VecU x_low = splat(four(x)), x_high = splat(four(x + 4));
+#pragma GCC unroll 32
+        for (int v = 0; v < kVecs; ++v) {
+          dots[r][v] = dot4(dots[r][v], low[v], x_low);
+          dots[r][v] = dot4(dots[r][v], high[v], x_high);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace simplear::SIMPLEAR_ISA
