@@ -12,7 +12,7 @@ from simplear_engine.kernels import quantization
 from simplear_engine.kernels.quantization import QUANTIZED
 
 WEIGHT = ("float32", "bfloat16", *QUANTIZED)
-PANEL_ROWS = 16
+TURN_ROWS = 32  # of each matrix, where two are packed by turns
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PackedWeight:
 
 def pack(parts: Sequence[Any], dtype: str, pool, interleaved: bool = False) -> PackedWeight:
     """Packs the rows of `parts` (`_C.Tensor` [M_i, K] of any float type) as `dtype`: one part after the other, or by
-    turns, 16 rows of each (`pack_again` fills the same storage)."""
+    turns, 32 rows of each (`pack_again` fills the same storage)."""
     from simplear_engine import _C
 
     rows, k = sum(part.shape[0] for part in parts), parts[0].shape[1]
@@ -38,7 +38,7 @@ def pack(parts: Sequence[Any], dtype: str, pool, interleaved: bool = False) -> P
             f"a weight matrix of {k} columns: bfloat16 takes them in pairs, so an even number is needed; "
             f'use dtype="float32"'
         )
-    stored_rows = len(parts) * (-(-parts[0].shape[0] // PANEL_ROWS) * PANEL_ROWS) if interleaved else rows
+    stored_rows = len(parts) * (-(-parts[0].shape[0] // TURN_ROWS) * TURN_ROWS) if interleaved else rows
     packed = PackedWeight(_C.Tensor.zeros([_C.packed_size(stored_rows, k, dtype)], dtype), (rows, k))
     pack_again(packed, parts, pool, interleaved)
     return packed

@@ -17,20 +17,20 @@ def pool():
 def unpacked(packed):
     """(integers [M, K'], scales [M, K' / 32]) read out of the panels that csrc/cpu/panels.h describes."""
     rows, k = packed.shape
-    panels = -(-rows // 16)
+    panels = -(-rows // 64)
     raw = packed.storage.numpy().view(np.uint8).reshape(panels, -1)
     if packed.dtype == "int8":
         padded = -(-k // 32) * 32
-        body = raw[:, : padded * 16].reshape(panels, padded // 4, 16, 4)
-        integers = body.transpose(0, 2, 1, 3).reshape(panels * 16, padded).astype(int) - 128
-        scales = raw[:, padded * 16 :].copy().view(np.float32).reshape(-1, 1).repeat(padded // GROUP, axis=1)
+        body = raw[:, : padded * 64].reshape(panels, padded // 4, 64, 4)
+        integers = body.transpose(0, 2, 1, 3).reshape(panels * 64, padded).astype(int) - 128
+        scales = raw[:, padded * 64 :].copy().view(np.float32).reshape(-1, 1).repeat(padded // GROUP, axis=1)
         return integers[:rows], scales[:rows]
-    blocks = raw.reshape(panels, -1, 576)
-    nibbles = blocks[:, :, :512].reshape(panels, -1, 4, 16, 4)  # [panel, group, j, row, i]
+    blocks = raw.reshape(panels, -1, 2304)
+    nibbles = blocks[:, :, :2048].reshape(panels, -1, 4, 64, 4)  # [panel, group, j, row, i]
     both = np.stack([nibbles & 15, nibbles >> 4], axis=3).astype(int) - 8  # [panel, group, j, half, row, i]
-    integers = both.transpose(0, 4, 1, 2, 3, 5).reshape(panels * 16, -1)
-    bits = blocks[:, :, 512:].copy().view(np.uint16).reshape(panels, -1, 16).astype(np.uint32) << 16
-    return integers[:rows], bits.view(np.float32).transpose(0, 2, 1).reshape(panels * 16, -1)[:rows]
+    integers = both.transpose(0, 4, 1, 2, 3, 5).reshape(panels * 64, -1)
+    bits = blocks[:, :, 2048:].copy().view(np.uint16).reshape(panels, -1, 64).astype(np.uint32) << 16
+    return integers[:rows], bits.view(np.float32).transpose(0, 2, 1).reshape(panels * 64, -1)[:rows]
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED)

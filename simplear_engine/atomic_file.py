@@ -6,7 +6,6 @@ exception leaves the old file as it was.
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 
 from simplear_engine.errors import InvalidRequestError
@@ -22,7 +21,7 @@ def atomic_writer(path):
     path = Path(path)
     if path.is_dir():
         raise InvalidRequestError(f"cannot write {path}: it is a folder")
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}.tmp")
     try:
         file = open(temporary, "xb")
     except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""Codes to pixels on a worker of its own, while the engine thread draws other images."""
+"""Codes to pixels on a worker of its own, while the engine thread draws other images.
+
+The worker begins by building the decoder: the first picture's codes take longer to draw than that.
+"""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,11 +10,13 @@ import numpy as np
 
 
 class PixelDecoder:
-    """Owns one worker thread; `image_tokenizer` has decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
+    """Owns one worker thread; `image_tokenizer` has prepare() and decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
 
     def __init__(self, image_tokenizer):
         self._tokenizer = image_tokenizer
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simplear-pixels")
+        # Its error, if any, is that of the first decode, which then builds anew.
+        self._worker.submit(image_tokenizer.prepare)
 
     def start(self, tokens: np.ndarray, timings: dict[str, float]) -> Future:
         """Begins decoding int32 [h, w]; the future yields float32 [3, H, W] and the seconds go to timings["pixels"]."""
@@ -25,4 +30,5 @@ class PixelDecoder:
         return self._worker.submit(decode)
 
     def close(self) -> None:
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Ends the worker when it has done what was begun: whoever holds a picture may ask for its pixels later."""
+        self._worker.shutdown(wait=True)

@@ -5,7 +5,7 @@ Every fault is an InvalidRequestError that names the parameter, what was expecte
 
 import math
 import operator
-import secrets
+import os
 from dataclasses import dataclass
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
@@ -41,7 +41,7 @@ def check_sampling(
     height = _size("height", defaults.height if height is None else height, compression)
     width = _size("width", defaults.width if width is None else width, compression)
     num_images = _integer("num_images", num_images, 1, MAX_IMAGES)
-    seed = secrets.randbits(63) if seed is None else _integer("seed", seed, 0, MAX_SEED)
+    seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else _integer("seed", seed, 0, MAX_SEED)
     if seed + num_images - 1 > MAX_SEED:
         raise InvalidRequestError(
             f"seed: expected at most {MAX_SEED - num_images + 1} for {num_images} images, got {seed}"

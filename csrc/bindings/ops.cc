@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/philox.h"
 #include "core/program.h"
+#include "core/usable_cores.h"
 #include "cpu/isa.h"
 #include "cpu/pack.h"
 
@@ -140,7 +141,8 @@ void bind_ops(py::module_& m) {
   m.def("compiled_isas", &compiled_isas);
   m.def("available_isas", &available_isas);
   m.def("chosen_isa", &choose_isa);
-  m.def("default_num_threads", &default_num_threads);
+  m.def("default_num_threads", &default_num_threads, py::arg("root") = "", py::arg("processors") = std::vector<int>{},
+        "Physical cores that this process may use, control groups considered; the arguments are for tests.");
   m.def(
       "philox", [](uint64_t key, std::array<uint32_t, 4> counter) { return philox(key, counter); }, py::arg("key"),
       py::arg("counter"), "Philox4x32-10: four 32-bit words.");

@@ -2,12 +2,7 @@
 
 #include <sched.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
-#include <fstream>
-#include <set>
-#include <string>
 
 #include "core/check.h"
 
@@ -82,28 +77,6 @@ void* ThreadPool::scratch(int thread, size_t bytes) {
     }
   }
   return scratch.memory;
-}
-
-int default_num_threads() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  std::set<std::string> cores;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (!CPU_ISSET(cpu, &allowed)) continue;
-      std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-      std::string siblings;
-      if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
-      cores.insert(siblings);
-    }
-  }
-  int count = std::max<int>(1, static_cast<int>(cores.size()));
-  std::ifstream quota("/sys/fs/cgroup/cpu.max");
-  std::string limit;
-  double period = 0;
-  if (quota >> limit >> period && limit != "max" && period > 0)
-    count = std::min(count, std::max(1, static_cast<int>(std::ceil(std::stod(limit) / period))));
-  return count;
 }
 
 }  // namespace simplear

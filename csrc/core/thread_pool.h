@@ -56,7 +56,4 @@ class ThreadPool {
   std::vector<Scratch> scratch_;
 };
 
-// The physical cores that this process may use, cgroup quota included; at least 1.
-int default_num_threads();
-
 }  // namespace simplear

@@ -1,6 +1,6 @@
-// The register tile of every matrix product: MR rows of x times NP panels of packed weights.
+// The register tile of every matrix product: MR rows of x times NV vectors of a panel's rows.
 //
-//   acc[r][16 p + j] += sum_k x[r][k] * w[16 p + j][k]
+//   acc[r][v L + j] += sum_k x[r][k] * w[v L + j][k]          L lanes a vector
 //
 // Each output has one accumulator that walks k upwards, alone in its lane. So the order of additions depends on nothing
 // but k: a row's result is the same bits for every row count, thread count and tile shape (contract C2).
@@ -12,52 +12,60 @@
 
 namespace simplear::SIMPLEAR_ISA {
 
-constexpr int kVecsPerPanel = kPanelRows / kLanes;
-constexpr int kGroupPanels = 4, kGroupColumns = kGroupPanels * kPanelRows;  // what is dealt out to threads
-
 #if defined(__AVX512F__)
-constexpr int kMaxTileRows = 6, kMaxTilePanels = 4;  // 24 accumulators of 32 registers
+constexpr int kMaxTileRows = 6, kMaxTileVecs = 4;  // 24 accumulators of 32 registers
 #elif defined(__AVX2__)
-constexpr int kMaxTileRows = 4, kMaxTilePanels = 1;  // 8 of 16 (two registers a panel), bf16 needs temporaries
+constexpr int kMaxTileRows = 4, kMaxTileVecs = 2;  // 8 of 16, bf16 needs temporaries
 #else
-constexpr int kMaxTileRows = 2, kMaxTilePanels = 1;  // 8 of 16 (four registers a panel)
+constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
 #endif
+constexpr int kMaxTileColumns = kMaxTileVecs * kLanes;
+static_assert(kPanelRows % kMaxTileColumns == 0);
 
-template <int MR, int NP>
+// The line that will be wanted soon. Hardware sees the stream as well, but starts anew at every page.
+inline void prefetch_ahead(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + 2048); }
+
+template <int MR, int NV>
 struct Tile {
-  Vec acc[MR][NP * kVecsPerPanel];
+  Vec acc[MR][NV];
 
   inline void clear() {
 #pragma GCC unroll 32
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-      for (int v = 0; v < NP * kVecsPerPanel; ++v) acc[r][v] = Vec{};
+      for (int v = 0; v < NV; ++v) acc[r][v] = Vec{};
   }
 
-  // x[r]: row r, k elements; w: first panel at this k; panel_stride: elements from one panel to the next.
-  inline void accumulate(const float* const (&x)[MR], const float* w, int64_t panel_stride, int64_t k) {
-    for (int64_t i = 0; i < k; ++i) {
-      Vec weights[NP * kVecsPerPanel];
+  // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with. kStream: the weights
+  // come from memory.
+  template <bool kStream = false>
+  inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k) {
+    for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
+      Vec weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NP * kVecsPerPanel; ++v)
-        weights[v] = load(w + v / kVecsPerPanel * panel_stride + i * kPanelRows + v % kVecsPerPanel * kLanes);
+      for (int v = 0; v < NV; ++v) {
+        if constexpr (kStream) prefetch_ahead(w + v * kLanes);
+        weights[v] = load(w + v * kLanes);
+      }
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const Vec xr = splat(x[r][i]);
 #pragma GCC unroll 32
-        for (int v = 0; v < NP * kVecsPerPanel; ++v) acc[r][v] = fma(xr, weights[v], acc[r][v]);
+        for (int v = 0; v < NV; ++v) acc[r][v] = fma(xr, weights[v], acc[r][v]);
       }
     }
   }
 
   // As above for bfloat16; k is even.
-  inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t panel_stride, int64_t k) {
-    for (int64_t i = 0; i < k; i += 2) {
-      VecU pairs[NP * kVecsPerPanel];
+  template <bool kStream = false>
+  inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k) {
+    for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
+      VecU pairs[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NP * kVecsPerPanel; ++v)
-        pairs[v] =
-            load_as<VecU>(w + v / kVecsPerPanel * panel_stride + i * kPanelRows + v % kVecsPerPanel * kLanes * 2);
+      for (int v = 0; v < NV; ++v) {
+        if constexpr (kStream) prefetch_ahead(w + v * kLanes * 2);
+        pairs[v] = load_as<VecU>(w + v * kLanes * 2);
+      }
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         uint32_t pair;
@@ -65,13 +73,13 @@ struct Tile {
 #if defined(__AVX512BF16__)
         const VecU xr = splat(pair);
 #pragma GCC unroll 32
-        for (int v = 0; v < NP * kVecsPerPanel; ++v)
+        for (int v = 0; v < NV; ++v)
           acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(xr), reinterpret_cast<__m512bh>(pairs[v]));
 #else
         const Vec even = reinterpret_cast<Vec>(splat(pair << 16));
         const Vec odd = reinterpret_cast<Vec>(splat(pair & 0xffff0000u));
 #pragma GCC unroll 32
-        for (int v = 0; v < NP * kVecsPerPanel; ++v) {
+        for (int v = 0; v < NV; ++v) {
           acc[r][v] = fma(even, reinterpret_cast<Vec>(pairs[v] << 16), acc[r][v]);
           acc[r][v] = fma(odd, reinterpret_cast<Vec>(pairs[v] & 0xffff0000u), acc[r][v]);
         }
@@ -81,17 +89,21 @@ struct Tile {
   }
 };
 
-// Calls body.template operator()<MR, NP>(row, panel) for tiles that cover rows x panels, rows innermost so that a group
-// of panels stays in cache while all rows pass.
-template <int MR, int NP, class Body>
-inline void for_each_tile_rows(int64_t row, int64_t rows, int64_t panel, const Body& body) {
-  for (; row + MR <= rows; row += MR) body.template operator()<MR, NP>(row, panel);
-  if constexpr (MR > 1) for_each_tile_rows<(MR > 4 ? 4 : MR / 2), NP>(row, rows, panel, body);
+inline int64_t whole_vectors(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
+
+// Calls body.template operator()<MR, NV>(row, column) for tiles that cover rows x columns [column, end), rows innermost
+// so that a tile's weights stay in cache while all rows pass. `column` is a multiple of kMaxTileColumns, `end` of
+// kLanes.
+template <int MR, int NV, class Body>
+inline void for_each_tile_rows(int64_t row, int64_t rows, int64_t column, const Body& body) {
+  for (; row + MR <= rows; row += MR) body.template operator()<MR, NV>(row, column);
+  if constexpr (MR > 1) for_each_tile_rows<(MR > 4 ? 4 : MR / 2), NV>(row, rows, column, body);
 }
-template <int NP = kMaxTilePanels, class Body>
-inline void for_each_tile(int64_t rows, int64_t panel, int64_t panel_end, const Body& body) {
-  for (; panel + NP <= panel_end; panel += NP) for_each_tile_rows<kMaxTileRows, NP>(0, rows, panel, body);
-  if constexpr (NP > 1) for_each_tile<NP / 2>(rows, panel, panel_end, body);
+template <int NV = kMaxTileVecs, class Body>
+inline void for_each_tile(int64_t rows, int64_t column, int64_t end, const Body& body) {
+  for (; column + NV * kLanes <= end; column += NV * kLanes)
+    for_each_tile_rows<kMaxTileRows, NV>(0, rows, column, body);
+  if constexpr (NV > 1) for_each_tile<NV / 2>(rows, column, end, body);
 }
 
 }  // namespace simplear::SIMPLEAR_ISA

@@ -22,8 +22,9 @@ float bf16_to_float(uint16_t x) {
 uint16_t float_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  // A choice and not a branch, so that loops over it become vector code.
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 float f16_to_float(uint16_t x) {
@@ -51,20 +52,38 @@ void store_floats(const float* from, int64_t count, DType dtype, void* data, int
   for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(data)[begin + i] = float_to_bf16(from[i]);
 }
 
-constexpr int64_t kBlock = 256;  // columns that are turned at once: 16 rows of them fit in the first-level cache
+constexpr int64_t kSlice = 16;  // rows of a panel that are turned at once
 
-// Columns [begin, begin + count) of 16 rows into their places in a panel; begin is even.
-void store_columns(const float (&rows)[kPanelRows][kBlock], int64_t begin, int64_t count, float* panel) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < kPanelRows; ++j) panel[(begin + i) * kPanelRows + j] = rows[j][i];
-}
-void store_columns(const float (&rows)[kPanelRows][kBlock], int64_t begin, int64_t count, uint16_t* panel) {
-  for (int64_t i = 0; i < count; i += 2)
-    for (int64_t j = 0; j < kPanelRows; ++j) {
-      panel[(begin + i) * kPanelRows + 2 * j] = float_to_bf16(rows[j][i]);
-      panel[(begin + i) * kPanelRows + 2 * j + 1] = i + 1 < count ? float_to_bf16(rows[j][i + 1]) : 0;
+// Four 32-bit values: a float32 each, or two neighbouring bfloat16 each. Every x86-64 and every ARMv8 has such
+// registers.
+typedef uint32_t Four __attribute__((vector_size(16)));
+
+// panel[64 * i + j] = rows[j][i] for 16 rows and i < count, 32 bits at a time: how rows become a panel whenever nothing
+// has to be converted. Squares of 4 x 4 stay in registers, so each line of the panel is written whole while it is in
+// the first- level cache, and each line of a row is read once.
+void turn(const char* const (&rows)[kSlice], int64_t count, char* panel) {
+  const auto at = [](const char* p) {
+    Four v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  };
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int64_t j = 0; j < kSlice; j += 4) {
+      const Four a = at(rows[j] + 4 * i), b = at(rows[j + 1] + 4 * i);
+      const Four c = at(rows[j + 2] + 4 * i), d = at(rows[j + 3] + 4 * i);
+      const Four ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Four cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Four turned[4] = {
+          __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+          __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
+      for (int64_t k = 0; k < 4; ++k) std::memcpy(panel + 4 * ((i + k) * kPanelRows + j), &turned[k], sizeof(Four));
     }
+  for (; i < count; ++i)
+    for (int64_t j = 0; j < kSlice; ++j) std::memcpy(panel + 4 * (i * kPanelRows + j), rows[j] + 4 * i, 4);
 }
+
+constexpr int64_t kBlock = 256;  // values that are converted at once: 16 rows of them fit in the first-level cache
 
 template <class Body>
 void for_parts(ThreadPool& pool, int64_t items, const Body& body) {
@@ -79,6 +98,70 @@ void for_parts(ThreadPool& pool, int64_t items, const Body& body) {
         (*c.body)(c.items* thread / num_threads, c.items * (thread + 1) / num_threads);
       },
       &context);
+}
+
+}  // namespace
+
+namespace {
+
+// Where a packed row comes from; no part: zeros.
+struct SourceRow {
+  const Tensor* part;
+  int64_t row;
+};
+
+// Whole panels of rows.
+std::vector<SourceRow> rows_of(const std::vector<Tensor>& parts, bool interleaved) {
+  check(!parts.empty(), ErrorKind::kInternal, "pack_panels: no parts");
+  std::vector<SourceRow> rows;
+  for (const Tensor& part : parts) {
+    check(part.shape.size() == 2 && part.shape[1] == parts[0].shape[1], ErrorKind::kInternal,
+          "pack_panels: parts differ in columns");
+    check(!interleaved || part.shape == parts[0].shape, ErrorKind::kInternal, "pack_panels: parts differ in rows");
+    if (!interleaved)
+      for (int64_t r = 0; r < part.shape[0]; ++r) rows.push_back({&part, r});
+  }
+  if (interleaved)
+    for (int64_t first = 0; first < parts[0].shape[0]; first += kTurnRows)
+      for (const Tensor& part : parts)
+        for (int64_t r = first; r < first + kTurnRows; ++r) rows.push_back({r < part.shape[0] ? &part : nullptr, r});
+  rows.resize(num_panels(static_cast<int64_t>(rows.size())) * kPanelRows, {nullptr, 0});
+  return rows;
+}
+
+// 16 rows of one panel of float32 or bfloat16.
+void pack_slice(const SourceRow* rows, int64_t k, DType dtype, char* to) {
+  const int64_t width = static_cast<int64_t>(size_of(dtype));
+  const char* turned[kSlice];
+  if (k * width % 4 == 0 &&
+      std::all_of(rows, rows + kSlice, [&](const SourceRow& r) { return r.part && r.part->dtype == dtype; })) {
+    for (int64_t j = 0; j < kSlice; ++j) turned[j] = rows[j].part->as<char>() + rows[j].row * k * width;
+    turn(turned, k * width / 4, to);
+    return;
+  }
+  float values[kBlock];
+  alignas(64) char block[kSlice][kBlock * sizeof(float)];
+  for (int64_t column = 0; column < k; column += kBlock) {
+    const int64_t count = std::min(kBlock, k - column);
+    for (int64_t j = 0; j < kSlice; ++j) {
+      turned[j] = block[j];
+      // Zeros stand for rows past the last and for the second half of an odd column's pair.
+      if (!rows[j].part || count * width % 4 != 0) std::memset(block[j], 0, sizeof(block[j]));
+      if (!rows[j].part) continue;
+      load_floats(rows[j].part->data, rows[j].part->dtype, rows[j].row * k + column, count, values);
+      store_floats(values, count, dtype, block[j], 0);
+    }
+    turn(turned, (count * width + 3) / 4, to + column * kPanelRows * width);
+  }
+}
+
+// One row of a quantised panel; `buffer` takes its k values and their padding.
+void pack_quantized_row(const SourceRow& source, int64_t k, DType dtype, int64_t row, uint8_t* panel, float* buffer) {
+  const int64_t padded = padded_k(k, dtype);
+  std::fill(buffer, buffer + padded, 0.0f);
+  if (source.part) load_floats(source.part->data, source.part->dtype, source.row * k, k, buffer);
+  if (dtype == DType::kInt8) quantize_row_int8(buffer, padded, row, panel);
+  else quantize_row_int4(buffer, padded, row, panel);
 }
 
 }  // namespace
@@ -98,74 +181,22 @@ void load_floats(const void* data, DType dtype, int64_t begin, int64_t count, fl
 
 int64_t packed_size(int64_t rows, int64_t k, DType dtype) { return num_panels(rows) * panel_size(k, dtype); }
 
-namespace {
-
-// Where a packed row comes from; no part: zeros.
-struct SourceRow {
-  const Tensor* part;
-  int64_t row;
-};
-
-std::vector<SourceRow> rows_of(const std::vector<Tensor>& parts, bool interleaved) {
-  check(!parts.empty(), ErrorKind::kInternal, "pack_panels: no parts");
-  std::vector<SourceRow> rows;
-  for (const Tensor& part : parts) {
-    check(part.shape.size() == 2 && part.shape[1] == parts[0].shape[1], ErrorKind::kInternal,
-          "pack_panels: parts differ in columns");
-    check(!interleaved || part.shape == parts[0].shape, ErrorKind::kInternal, "pack_panels: parts differ in rows");
-    if (!interleaved)
-      for (int64_t r = 0; r < part.shape[0]; ++r) rows.push_back({&part, r});
-  }
-  if (interleaved)
-    for (int64_t panel = 0; panel < num_panels(parts[0].shape[0]); ++panel)
-      for (const Tensor& part : parts)
-        for (int64_t r = panel * kPanelRows; r < (panel + 1) * kPanelRows; ++r)
-          rows.push_back({r < part.shape[0] ? &part : nullptr, r});
-  rows.resize(num_panels(static_cast<int64_t>(rows.size())) * kPanelRows, {nullptr, 0});
-  return rows;
-}
-
-void load_columns(const SourceRow& source, int64_t k, int64_t begin, int64_t count, float* out) {
-  if (source.part) load_floats(source.part->data, source.part->dtype, source.row * k + begin, count, out);
-  else std::fill_n(out, count, 0.0f);
-}
-
-void pack_float_panel(const SourceRow* rows, int64_t k, const Tensor& packed, int64_t panel) {
-  const int64_t stride = panel_size(k, packed.dtype);
-  float block[kPanelRows][kBlock];
-  for (int64_t column = 0; column < k; column += kBlock) {
-    const int64_t count = std::min(kBlock, k - column);
-    for (int64_t j = 0; j < kPanelRows; ++j) load_columns(rows[j], k, column, count, block[j]);
-    if (packed.dtype == DType::kBFloat16) store_columns(block, column, count, packed.as<uint16_t>() + panel * stride);
-    else store_columns(block, column, count, packed.as<float>() + panel * stride);
-  }
-}
-
-void pack_quantized_panel(const SourceRow* rows, int64_t k, const Tensor& packed, int64_t panel, float* buffer) {
-  uint8_t* to = packed.as<uint8_t>() + panel * panel_size(k, packed.dtype);
-  const int64_t padded = padded_k(k, packed.dtype);
-  for (int64_t j = 0; j < kPanelRows; ++j) {
-    load_columns(rows[j], k, 0, k, buffer);
-    std::fill(buffer + k, buffer + padded, 0.0f);
-    if (packed.dtype == DType::kInt8) quantize_row_int8(buffer, padded, j, to);
-    else quantize_row_int4(buffer, padded, j, to);
-  }
-}
-
-}  // namespace
-
 void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, bool interleaved, ThreadPool& pool) {
   const std::vector<SourceRow> rows = rows_of(parts, interleaved);
-  const int64_t k = parts[0].shape[1];
-  const int64_t panels = static_cast<int64_t>(rows.size()) / kPanelRows;
-  check(packed.size() == panels * panel_size(k, packed.dtype), ErrorKind::kInternal, "pack_panels: packed has ",
-        packed.size(), " elements, expected ", panels * panel_size(k, packed.dtype));
-  for_parts(pool, panels, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(is_quantized(packed.dtype) ? padded_k(k, packed.dtype) : 0);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const SourceRow* panel_rows = rows.data() + panel * kPanelRows;
-      if (is_quantized(packed.dtype)) pack_quantized_panel(panel_rows, k, packed, panel, buffer.data());
-      else pack_float_panel(panel_rows, k, packed, panel);
+  const int64_t k = parts[0].shape[1], num_rows = static_cast<int64_t>(rows.size());
+  const DType dtype = packed.dtype;
+  check(packed.size() == packed_size(num_rows, k, dtype), ErrorKind::kInternal, "pack_panels: packed has ",
+        packed.size(), " elements, expected ", packed_size(num_rows, k, dtype));
+  const int64_t width = static_cast<int64_t>(size_of(dtype)), stride = panel_size(k, dtype) * width;
+  for_parts(pool, num_rows / kSlice, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer(is_quantized(dtype) ? padded_k(k, dtype) : 0);
+    for (int64_t first = begin * kSlice; first < end * kSlice; first += kSlice) {
+      char* panel = packed.as<char>() + first / kPanelRows * stride;
+      const int64_t row = first % kPanelRows;
+      if (!is_quantized(dtype)) pack_slice(&rows[first], k, dtype, panel + row * 4);
+      else
+        for (int64_t j = 0; j < kSlice; ++j)
+          pack_quantized_row(rows[first + j], k, dtype, row + j, reinterpret_cast<uint8_t*>(panel), buffer.data());
     }
   });
 }

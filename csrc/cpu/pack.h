@@ -9,8 +9,8 @@
 namespace simplear {
 
 // Packs the rows of `parts` (each [N_i, K], float32, bfloat16 or float16) into the panels of `packed` (1-D, float32,
-// bfloat16, int8 or int4; panels.h). One part after the other, or, when interleaved, parts of equal shape by turns: 16
-// rows of each, a last incomplete 16 filled up with zeros. Called again after the parts changed, it refreshes `packed`
+// bfloat16, int8 or int4; panels.h). One part after the other, or, when interleaved, parts of equal shape by turns: 32
+// rows of each, a last incomplete 32 filled up with zeros. Called again after the parts changed, it refreshes `packed`
 // in place. Non-finite weights must have been refused before.
 void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, bool interleaved, ThreadPool& pool);
 

@@ -1,18 +1,19 @@
 // The order in which packed weights lie in memory, the same for every instruction set.
 //
-// A panel holds 16 output rows over all of k, so that 16 sums live in one AVX-512 register and weights stream in the
-// order in which they are used. Rows past N are zero.
+// A panel holds 64 output rows over all of k, row by row within a step of k. So a thread that walks through k for all
+// 64 rows reads one stream from its first byte to its last, and so on into the next panel: several streams side by side
+// (panels of 16 rows) kept hardware from prefetching and cost int4 a third of its speed. Rows past N are zero.
 //
-//   float32   [K][16]
-//   bfloat16  [K/2][16][2]       two neighbours in k side by side, because vdpbf16ps takes them as a pair
-//   int8      [K'/4][16][4]      four neighbours in k, because vpdpbusd takes them so; then one float32 scale a row.
+//   float32   [K][64]
+//   bfloat16  [K/2][64][2]       two neighbours in k side by side, because vdpbf16ps takes them as a pair
+//   int8      [K'/4][64][4]      four neighbours in k, because vpdpbusd takes them so; then one float32 scale a row.
 //                                A byte holds q + 128, q in -127..127; the weight is q * scale. K' = K up to 32
-//   int4      [K'/64] blocks     of two groups of 32 and the bfloat16 scales of both, [2][16]. A group is [4][16][4]
+//   int4      [K'/64] blocks     of two groups of 32 and the bfloat16 scales of both, [2][64]. A group is [4][64][4]
 //                                bytes; the low nibble of byte [j][row][i] holds k = 8 j + i, the high one k = 8 j + 4
 //                                + i. A nibble holds q + 8, q in -8..7; the weight is q * scale of its row and group.
 //                                K' = K up to 64
 //
-// Quantised weights are multiplied with activations in int8, one scale for 32 neighbours of a row (quantized_rows.h).
+// Quantised weights are multiplied with activations in int8, one scale for 32 neighbours of a row (operand.h).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@
 
 namespace simplear {
 
-constexpr int kPanelRows = 16;
+constexpr int kPanelRows = 64;
+constexpr int kTurnRows = 32;    // of each part in turn, where two matrices are packed by turns
 constexpr int kQuantGroup = 32;  // activations, and weights of int4, share a scale over that many neighbours in k
 constexpr int kInt4Block = 2 * kQuantGroup;
 constexpr int kInt4GroupBytes = kQuantGroup / 2 * kPanelRows;

@@ -5,7 +5,7 @@
 
 namespace simplear {
 
-// Writes row `row` (0..15) of one panel (panels.h) from `k` weights; k is padded already.
+// Writes row `row` (0..63) of one panel (panels.h) from `k` weights; k is padded already.
 
 // One scale for the row: the largest magnitude becomes 127.
 void quantize_row_int8(const float* weights, int64_t k, int64_t row, uint8_t* panel);

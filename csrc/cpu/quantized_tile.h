@@ -1,6 +1,7 @@
-// The register tile of products with int8 and int4 weights: MR rows of int8 activations times NP panels.
+// The register tile of products with int8 and int4 weights: MR rows of int8 activations times NV
+// vectors of a panel's rows.
 //
-//   sum[r][16 p + j] = sum over groups g of 32:  xs[r][g] * ws[p][j][g] * sum_k q_x[r][k] * q_w[p][j][k]
+//   sum[r][m] = sum over groups g of 32:  xs[r][g] * ws[m][g] * sum_k q_x[r][k] * q_w[m][k]
 //
 // The inner sums are integers and exact, whatever instruction adds them. Stored weights are unsigned (q + zero),
 // because vpdpbusd multiplies unsigned by signed bytes; sums begin at -zero * sum_k q_x, which makes up for it. Groups
@@ -15,13 +16,13 @@ namespace simplear::SIMPLEAR_ISA {
 #if defined(__AVX512F__)
 constexpr int kQuantTileRows = 6;
 // Integer and float sums of a tile share 32 registers.
-constexpr int quant_tile_panels(int rows) { return rows > 2 ? 2 : 4; }
+constexpr int quant_tile_vecs(int rows) { return rows > 2 ? 2 : 4; }
 #elif defined(__AVX2__)
 constexpr int kQuantTileRows = 2;
-constexpr int quant_tile_panels(int) { return 1; }
+constexpr int quant_tile_vecs(int) { return 2; }
 #else
 constexpr int kQuantTileRows = 1;
-constexpr int quant_tile_panels(int) { return 1; }
+constexpr int quant_tile_vecs(int) { return 4; }
 #endif
 
 // Lane by lane, sum + the products of the four unsigned bytes of w with the four signed ones of x.
@@ -55,13 +56,12 @@ inline VecI dot4(VecI sum, VecU w, VecU x) {
 #endif
 }
 
-template <int MR, int NP, DType kWeights>
+template <int MR, int NV, DType kWeights>
 struct QuantizedTile {
-  static constexpr int kVecs = NP * kVecsPerPanel;
-
-  // x: rows first_row .. first_row + MR - 1; w: first panel; sums[r]: 16 NP results of a row.
-  static inline void run(const Operand& x, int64_t first_row, const uint8_t* w, int64_t panel_bytes,
-                         float (*sums)[kGroupColumns], int column) {
+  // x: rows first_row .. first_row + MR - 1; panel: its first byte; columns [column, column + NV L) of it go to the
+  // same places of sums[r].
+  static inline void run(const Operand& x, int64_t first_row, const uint8_t* panel, int64_t column,
+                         float (*sums)[kPanelRows]) {
     const int8_t* q[MR];
     const float* scales[MR];
     const int32_t* offsets[MR];
@@ -70,42 +70,42 @@ struct QuantizedTile {
       scales[r] = x.scales(first_row + r);
       offsets[r] = x.offsets(first_row + r);
     }
-    Vec acc[MR][kVecs] = {};
+    Vec acc[MR][NV] = {};
     const int64_t groups = x.k / kQuantGroup;
     for (int64_t g = 0; g < groups; ++g) {
-      VecI dots[MR][kVecs];
+      VecI dots[MR][NV];
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-        for (int v = 0; v < kVecs; ++v) dots[r][v] = splat(offsets[r][g]);
-      if constexpr (kWeights == DType::kInt8) add_int8(dots, q, w, panel_bytes, g);
-      else add_int4(dots, q, w, panel_bytes, g);
-      Vec weight_scales[kVecs];
-      if constexpr (kWeights == DType::kInt4) {
+        for (int v = 0; v < NV; ++v) dots[r][v] = splat(offsets[r][g]);
+      Vec weight_scales[NV];
+      if constexpr (kWeights == DType::kInt8) {
+        add_int8(dots, q, panel + (g * kQuantGroup * kPanelRows + column * 4), g);
+      } else {
+        const uint8_t* block = panel + g / 2 * kInt4BlockBytes;
+        add_int4(dots, q, block + g % 2 * kInt4GroupBytes + column * 4, g);
+        const uint16_t* stored = reinterpret_cast<const uint16_t*>(block + 2 * kInt4GroupBytes);
 #pragma GCC unroll 32
-        for (int v = 0; v < kVecs; ++v) weight_scales[v] = load(int4_scales(w, panel_bytes, g, v));
+        for (int v = 0; v < NV; ++v) weight_scales[v] = load(stored + g % 2 * kPanelRows + column + v * kLanes);
       }
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const Vec scale = splat(scales[r][g]);
 #pragma GCC unroll 32
-        for (int v = 0; v < kVecs; ++v) {
+        for (int v = 0; v < NV; ++v) {
           const Vec dot = __builtin_convertvector(dots[r][v], Vec);
           if constexpr (kWeights == DType::kInt4) acc[r][v] = fma(dot * scale, weight_scales[v], acc[r][v]);
           else acc[r][v] = fma(dot, scale, acc[r][v]);
         }
       }
     }
+    const float* row_scales = reinterpret_cast<const float*>(panel + x.k * kPanelRows) + column;
 #pragma GCC unroll 32
-    for (int v = 0; v < kVecs; ++v) {
-      Vec row_scale{};
-      if constexpr (kWeights == DType::kInt8)
-        row_scale =
-            load_as<Vec>(w + v / kVecsPerPanel * panel_bytes + x.k * kPanelRows + v % kVecsPerPanel * kLanes * 4);
+    for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r)
-        store(sums[r] + column + v * kLanes, kWeights == DType::kInt8 ? acc[r][v] * row_scale : acc[r][v]);
-    }
+      for (int v = 0; v < NV; ++v)
+        store(sums[r] + column + v * kLanes,
+              kWeights == DType::kInt8 ? acc[r][v] * load(row_scales + v * kLanes) : acc[r][v]);
   }
 
  private:
@@ -115,42 +115,33 @@ struct QuantizedTile {
     return bytes;
   }
 
-  static inline void add_int8(VecI (&dots)[MR][kVecs], const int8_t* const (&q)[MR], const uint8_t* w,
-                              int64_t panel_bytes, int64_t g) {
-    w += g * kQuantGroup * kPanelRows;
+  // w: this group's first line of the tile.
+  static inline void add_int8(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kQuantGroup / 4; ++j) {
-      VecU weights[kVecs];
+    for (int j = 0; j < kQuantGroup / 4; ++j, w += kPanelRows * 4) {
+      VecU weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < kVecs; ++v)
-        weights[v] =
-            load_as<VecU>(w + v / kVecsPerPanel * panel_bytes + (j * kPanelRows + v % kVecsPerPanel * kLanes) * 4);
+      for (int v = 0; v < NV; ++v) {
+        prefetch_ahead(w + v * kLanes * 4);
+        weights[v] = load_as<VecU>(w + v * kLanes * 4);
+      }
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const VecU xr = splat(four(q[r] + g * kQuantGroup + 4 * j));
 #pragma GCC unroll 32
-        for (int v = 0; v < kVecs; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
+        for (int v = 0; v < NV; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
       }
     }
   }
 
-  static inline const uint8_t* int4_block(const uint8_t* w, int64_t panel_bytes, int64_t g, int v) {
-    return w + v / kVecsPerPanel * panel_bytes + g / 2 * kInt4BlockBytes;
-  }
-  static inline const uint16_t* int4_scales(const uint8_t* w, int64_t panel_bytes, int64_t g, int v) {
-    return reinterpret_cast<const uint16_t*>(int4_block(w, panel_bytes, g, v) + 2 * kInt4GroupBytes) +
-           g % 2 * kPanelRows + v % kVecsPerPanel * kLanes;
-  }
-
-  static inline void add_int4(VecI (&dots)[MR][kVecs], const int8_t* const (&q)[MR], const uint8_t* w,
-                              int64_t panel_bytes, int64_t g) {
+  static inline void add_int4(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kQuantGroup / 8; ++j) {
-      VecU low[kVecs], high[kVecs];
+    for (int j = 0; j < kQuantGroup / 8; ++j, w += kPanelRows * 4) {
+      VecU low[NV], high[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < kVecs; ++v) {
-        const VecU both = load_as<VecU>(int4_block(w, panel_bytes, g, v) + g % 2 * kInt4GroupBytes +
-                                        (j * kPanelRows + v % kVecsPerPanel * kLanes) * 4);
+      for (int v = 0; v < NV; ++v) {
+        prefetch_ahead(w + v * kLanes * 4);
+        const VecU both = load_as<VecU>(w + v * kLanes * 4);
         low[v] = both & 0x0f0f0f0fu;
         high[v] = both >> 4 & 0x0f0f0f0fu;
       }
@@ -159,7 +150,7 @@ struct QuantizedTile {
         const int8_t* x = q[r] + g * kQuantGroup + 8 * j;
         const VecU x_low = splat(four(x)), x_high = splat(four(x + 4));
 #pragma GCC unroll 32
-        for (int v = 0; v < kVecs; ++v) {
+        for (int v = 0; v < NV; ++v) {
           dots[r][v] = dot4(dots[r][v], low[v], x_low);
           dots[r][v] = dot4(dots[r][v], high[v], x_high);
         }

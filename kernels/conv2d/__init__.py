@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, Op, Out
 
-_PANEL_ROWS = 16
+_PANEL_ROWS = 64
 _MAX_KERNEL = 4  # conv2d.cc keeps that many rows and columns of pointers
 
 

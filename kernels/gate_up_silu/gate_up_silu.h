@@ -3,7 +3,7 @@
 //   z = x / sqrt(mean(x^2) + eps) * norm_weight
 //   y[n, i] = silu(sum_k z[n, k] * gate[i, k]) * sum_k z[n, k] * up[i, k],    silu(g) = g / (1 + exp(-g))
 //
-// gate and up are packed by turns, 16 rows of each, so that both sums of an output come out of the same pass and only
+// gate and up are packed by turns, 32 rows of each, so that both sums of an output come out of the same pass and only
 // their product is written. Rounding and order of additions as in linear.h.
 #pragma once
 

@@ -8,6 +8,7 @@ the packer's `fold_dtype`. The one thing that may not be folded is a bias in fro
 the border would see it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ class _Folder:
         dtype = self.packer.fold_dtype
         weight = self.read(f"{prefix}{self.wrap}.weight")
         if weight.ndim == 5:  # every temporal tap sees the same frame
-            weight = weight[:, :, 0] if weight.shape[2] == 1 else weight.sum(2, dtype=dtype)
+            taps = [weight[:, :, t].astype(dtype, copy=False) for t in range(weight.shape[2])]
+            weight = functools.reduce(np.add, taps)  # several times as fast as sum() over so short an axis
         return _Affine(weight.astype(dtype, copy=False), self.read(f"{prefix}{self.wrap}.bias").astype(dtype))
 
     def affine3x3(self, prefix: str) -> _Affine:

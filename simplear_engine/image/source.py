@@ -16,7 +16,6 @@ from simplear_engine.errors import CheckpointError
 from simplear_engine.image import fsq, layout
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.deduce import deduce_config
-from simplear_engine.image.jit_file import read_jit
 from simplear_engine.safetensors_file import read_safetensors
 
 FILE_NAME = "tokenizer.safetensors"
@@ -45,6 +44,9 @@ def open_tokenizer(path) -> TokenizerSource:
             raise CheckpointError(f"{files[0]}: its metadata has no key `config` with the tokenizer's configuration")
         config = TokenizerConfig.from_json(metadata["config"], str(files[0]))
     else:
+        # Here, because the reader of such files is half of this package and most processes never meet one.
+        from simplear_engine.image.jit_file import read_jit
+
         tensors = {}
         for file in files:
             for name, tensor in read_jit(file).items():

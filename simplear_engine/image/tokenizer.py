@@ -1,7 +1,8 @@
 """CosmosTokenizer: pictures to code indices and back.
 
-The decoder is built when the tokenizer is loaded, the encoder at its first use, because generating pictures never
-needs it. Either may be absent from the files. Threads may share one tokenizer; their calls take turns.
+Loading checks the files; either half is built at its first use, because folding a published decoder takes a second and
+generating pictures never needs the encoder. Whoever wants the decoder ready before that calls `prepare()`, on a thread
+of their own choosing. Either may be absent from the files. Threads may share one tokenizer; their calls take turns.
 """
 
 import threading
@@ -25,8 +26,6 @@ class CosmosTokenizer:
         self._source, self._backend = source, backend
         self._encoder = _Half(folding.fold_encoder, source, backend)
         self._decoder = _Half(folding.fold_decoder, source, backend)
-        if source.has_decoder:
-            self._decoder.build()
 
     @classmethod
     def from_pretrained(cls, path, dtype: str = "float32", threads: int | None = None, pool=None) -> "CosmosTokenizer":
@@ -50,6 +49,11 @@ class CosmosTokenizer:
     @property
     def num_codes(self) -> int:
         return self.config.num_codes
+
+    def prepare(self) -> None:
+        """Builds the decoder, so that the first `decode` need not; nothing where there is none."""
+        if self._source.has_decoder:
+            self._decoder.build()
 
     def decode(self, indices) -> np.ndarray:
         """int [B, h, w] with 0 <= index < num_codes -> float32 [B, 3, H, W], nominally in [-1, 1], not clamped."""

@@ -53,16 +53,14 @@ struct Pixels {
   }
 };
 
-template <int MR, int NP>
-inline void accumulate_tap(Tile<MR, NP>& tile, const float* const (&rows)[MR], const float* w, int64_t stride,
-                           int64_t k) {
-  tile.accumulate(rows, w, stride, k);
+template <int MR, int NV>
+inline void accumulate_tap(Tile<MR, NV>& tile, const float* const (&rows)[MR], const float* w, int64_t k) {
+  tile.accumulate(rows, w, k);
 }
 // An odd channel is paired with a zero, never with the neighbour's number.
-template <int MR, int NP>
-inline void accumulate_tap(Tile<MR, NP>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t stride,
-                           int64_t k) {
-  tile.accumulate(rows, w, stride, k / 2 * 2);
+template <int MR, int NV>
+inline void accumulate_tap(Tile<MR, NV>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t k) {
+  tile.accumulate(rows, w, k / 2 * 2);
   if (k % 2 == 0) return;
   uint16_t last[MR][2];
   const uint16_t* last_rows[MR];
@@ -71,100 +69,97 @@ inline void accumulate_tap(Tile<MR, NP>& tile, const uint16_t* const (&rows)[MR]
     last[r][1] = 0;
     last_rows[r] = last[r];
   }
-  tile.accumulate(last_rows, w + (k - 1) * kPanelRows, stride, 2);
+  tile.accumulate(last_rows, w + (k - 1) * kPanelRows, 2);
 }
 
-// Adds bias and residual to the sums of one pixel and one panel, rounds, and writes the `count` channels that exist.
+// Adds bias and residual to one vector of sums of a pixel, rounds, and writes the `count` channels that exist.
 template <class Y>
-inline void finish(const Conv2dParams& p, const Vec* sums, int64_t channel, int64_t count, int64_t offset) {
+inline void finish(const Conv2dParams& p, Vec sum, int64_t channel, int64_t count, int64_t offset) {
   Y* y = static_cast<Y*>(p.y.data) + offset + channel;
   const Y* residual = p.residual.data ? static_cast<const Y*>(p.residual.data) + offset + channel : nullptr;
-  if (count == kPanelRows) {
-    for (int v = 0; v < kVecsPerPanel; ++v) {
-      Vec sum = sums[v] + load(p.bias + channel + v * kLanes);
-      if (residual) sum += load(residual + v * kLanes);
-      store(y + v * kLanes, sum);
-    }
+  if (count >= kLanes) {
+    sum += load(p.bias + channel);
+    if (residual) sum += load(residual);
+    store(y, sum);
     return;
   }
-  float buffer[kPanelRows];
-  for (int v = 0; v < kVecsPerPanel; ++v) store(buffer + v * kLanes, sums[v]);
   for (int64_t j = 0; j < count; ++j) {
-    float sum = buffer[j] + p.bias[channel + j];
-    if (residual) sum += to_float(residual[j]);
-    store_one(y + j, sum);
+    float one = sum[j] + p.bias[channel + j];
+    if (residual) one += to_float(residual[j]);
+    store_one(y + j, one);
   }
 }
 
-// Taps [first_tap, end_tap) of MR pixels and NP panels. `sums` carries what earlier taps gave to what later ones add.
-template <int MR, int NP, class T, class Y>
-void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t panel,
+// Taps [first_tap, end_tap) of MR pixels and NV vectors of channels. `sums` carries what earlier taps gave to what
+// later ones add.
+template <int MR, int NV, class T, class Y>
+void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t channel,
               int first_tap, int end_tap, float* sums) {
   const int64_t channels = p.in_channels;
   const int64_t tap_size = (sizeof(T) == 2 ? even(channels) : channels) * kPanelRows;
   const int num_taps = p.kernel * p.kernel;
-  const int64_t stride = num_taps * tap_size;
+  constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;  // elements of one channel in a step of k
+  const T* from = weight + channel / kPanelRows * num_taps * tap_size + channel % kPanelRows * kStep;
   const T* tap_rows[MR][kMaxTaps];
   for (int r = 0; r < MR; ++r) pixels.taps(pixel + r, tap_rows[r]);
-  Tile<MR, NP> tile;
+  Tile<MR, NV> tile;
   if (first_tap == 0) {
     tile.clear();
   } else {
 #pragma GCC unroll 32
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-      for (int v = 0; v < NP * kVecsPerPanel; ++v) tile.acc[r][v] = load(sums + (r * NP * kVecsPerPanel + v) * kLanes);
+      for (int v = 0; v < NV; ++v) tile.acc[r][v] = load(sums + (r * NV + v) * kLanes);
   }
   for (int tap = first_tap; tap < end_tap; ++tap) {
     const T* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = tap_rows[r][tap];
-    accumulate_tap(tile, rows, weight + panel * stride + tap * tap_size, stride, channels);
+    accumulate_tap(tile, rows, from + tap * tap_size, channels);
   }
   if (end_tap < num_taps) {
 #pragma GCC unroll 32
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-      for (int v = 0; v < NP * kVecsPerPanel; ++v) store(sums + (r * NP * kVecsPerPanel + v) * kLanes, tile.acc[r][v]);
+      for (int v = 0; v < NV; ++v) store(sums + (r * NV + v) * kLanes, tile.acc[r][v]);
     return;
   }
   for (int r = 0; r < MR; ++r) {
     const int64_t offset = pixels.output(pixel + r);
-    for (int q = 0; q < NP; ++q) {
-      const int64_t channel = (panel + q) * kPanelRows;
-      const int64_t left = p.out_channels - channel;
-      finish<Y>(p, tile.acc[r] + q * kVecsPerPanel, channel, left < kPanelRows ? left : kPanelRows, offset);
+    for (int v = 0; v < NV; ++v) {
+      const int64_t first = channel + v * kLanes;
+      finish<Y>(p, tile.acc[r][v], first, p.out_channels - first, offset);
     }
   }
 }
 
-// Pixels [pixel, end) and panels [panel, panel_end), one part of the taps after the other.
+// Pixels [pixel, end) and channels [channel, channel_end), one part of the taps after the other.
 template <class T, class Y>
 void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end,
-               int64_t panel, int64_t panel_end, int taps_at_once, float* sums) {
+               int64_t channel, int64_t channel_end, int taps_at_once, float* sums) {
   const int num_taps = p.kernel * p.kernel;
   for (int first = 0; first < num_taps; first += taps_at_once) {
     const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
-    for_each_tile(end - pixel, panel, panel_end, [&]<int MR, int NP>(int64_t row, int64_t tile_panel) {
-      // Every tile finds its sums again: those of one panel group lie before those of the next.
-      float* tile_sums = sums + ((tile_panel - panel) * (end - pixel) + row * NP) * kPanelRows;
-      run_tile<MR, NP, T, Y>(p, pixels, weight, pixel + row, tile_panel, first, last, tile_sums);
+    for_each_tile(end - pixel, channel, channel_end, [&]<int MR, int NV>(int64_t row, int64_t column) {
+      // Every tile finds its sums again: those of one group of channels lie before those of the next.
+      float* tile_sums = sums + (column - channel) * (end - pixel) + row * NV * kLanes;
+      run_tile<MR, NV, T, Y>(p, pixels, weight, pixel + row, column, first, last, tile_sums);
     });
   }
 }
 
 template <class T, class Y>
 void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
-  const int64_t panels = num_panels(p.out_channels);
-  const int64_t groups = (panels + kMaxTilePanels - 1) / kMaxTilePanels;
+  const int64_t out_channels = whole_vectors(p.out_channels);
+  const int64_t groups = (out_channels + kMaxTileColumns - 1) / kMaxTileColumns;
   const int num_taps = p.kernel * p.kernel;
   const int64_t channels = sizeof(T) == 2 ? even(p.in_channels) : p.in_channels;
-  const int64_t corner_size = panels * num_taps * channels * kPanelRows;
-  const int64_t fitting = kResidentBytes / (channels * kMaxTilePanels * kPanelRows * static_cast<int64_t>(sizeof(T)));
+  const int64_t corner_size = num_panels(p.out_channels) * num_taps * channels * kPanelRows;
+  const int64_t fitting = kResidentBytes / (channels * kMaxTileColumns * static_cast<int64_t>(sizeof(T)));
   const int taps_at_once = fitting < 1 ? 1 : fitting < num_taps ? static_cast<int>(fitting) : num_taps;
 
   const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kMaxTileRows - 1) / kMaxTileRows;
   const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
-  const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTilePanels * kPanelRows * sizeof(float);
+  const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTileColumns * sizeof(float);
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
   parallel_for(pool, p.corners * groups * tiles, [&](int64_t begin, int64_t end, int thread) {
     char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes));
@@ -177,9 +172,9 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
       const Pixels<T> pixels(p, reinterpret_cast<const T*>(scratch), static_cast<int>(group / groups));
       const T* weight = static_cast<const T*>(p.weight.data) + group / groups * corner_size;
       const int64_t first_pixel = tile * kMaxTileRows, last_pixel = first_pixel + count * kMaxTileRows;
-      const int64_t first_panel = group % groups * kMaxTilePanels, last_panel = first_panel + kMaxTilePanels;
-      run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count,
-                      first_panel, last_panel < panels ? last_panel : panels, taps_at_once, sums);
+      const int64_t channel = group % groups * kMaxTileColumns, channel_end = channel + kMaxTileColumns;
+      run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count, channel,
+                      channel_end < out_channels ? channel_end : out_channels, taps_at_once, sums);
       begin += count;
     }
   });

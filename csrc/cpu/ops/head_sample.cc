@@ -6,8 +6,8 @@
 namespace simplear::SIMPLEAR_ISA {
 namespace {
 
-constexpr int64_t kChunkGroups = kChunk / kGroupColumns;
-static_assert(kChunk % kGroupColumns == 0);
+constexpr int64_t kChunkPanels = kChunk / kPanelRows;
+static_assert(kChunk % kPanelRows == 0);
 
 inline bool is_filtered(const HeadSampleParams& p, int64_t draw) {
   return p.top_k[draw] < p.num_codes || p.top_p[draw] < 1.0f;
@@ -81,7 +81,7 @@ void sample_filtered(const HeadSampleParams& p, const Shared& shared, int64_t nu
 
 void head_sample(const HeadSampleParams& p, ThreadPool& pool) {
   if (p.num_rows == 0) return;
-  const int64_t num_chunks = (p.num_codes + kChunk - 1) / kChunk, groups = num_groups(p.num_codes);
+  const int64_t num_chunks = (p.num_codes + kChunk - 1) / kChunk, panels = num_panels(p.num_codes);
   const RowSource source{
       {const_cast<float*>(p.hidden), DType::kFloat32}, p.rows, p.norm_weight, p.eps, p.num_rows, p.hidden_size};
   const size_t shared_bytes = Shared::bytes(p, num_chunks), rows_bytes = operand_bytes(source, p.weight.dtype);
@@ -90,17 +90,16 @@ void head_sample(const HeadSampleParams& p, ThreadPool& pool) {
   const Shared shared(p, num_chunks, memory);
   const Operand x = prepare(source, p.weight.dtype, memory + shared_bytes, pool);
 
-  const int64_t grain = (group_grain(p.num_rows, p.hidden_size) + kChunkGroups - 1) / kChunkGroups;
+  const int64_t grain = (panel_grain(p.num_rows, p.hidden_size) + kChunkPanels - 1) / kChunkPanels;
   parallel_for(pool, num_chunks, grain, [&](int64_t begin, int64_t end, int thread) {
     char* own =
         thread == 0 ? memory + shared_bytes + rows_bytes : static_cast<char*>(pool.scratch(thread, logits_bytes));
     float* logits = reinterpret_cast<float*>(own);  // [R, kChunk]
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t first = chunk * kChunkGroups, last = first + kChunkGroups;
-      product(x, p.num_rows, p.weight, p.num_codes, first, last < groups ? last : groups,
-              [&](int64_t row, int64_t group, const float* sums) {
-                std::memcpy(logits + row * kChunk + (group - first) * kGroupColumns, sums,
-                            sizeof(float) * kGroupColumns);
+      const int64_t first = chunk * kChunkPanels, last = first + kChunkPanels;
+      product(x, p.num_rows, p.weight, p.num_codes, first, last < panels ? last : panels,
+              [&](int64_t row, int64_t panel, const float* sums) {
+                std::memcpy(logits + row * kChunk + (panel - first) * kPanelRows, sums, sizeof(float) * kPanelRows);
               });
       use_chunk(p, shared, chunk, num_chunks, logits);
     }

@@ -28,10 +28,10 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   const int64_t out = p.out_features;
   const RowSource source{p.x, nullptr, p.norm_weight, p.eps, p.num_rows, p.in_features};
   const Operand x = prepare(source, p.weight.dtype, pool.scratch(0, operand_bytes(source, p.weight.dtype)), pool);
-  parallel_for(pool, num_groups(out), group_grain(p.num_rows, p.in_features), [&](int64_t begin, int64_t end, int) {
-    product(x, p.num_rows, p.weight, out, begin, end, [&](int64_t row, int64_t group, const float* sums) {
-      const int64_t column = group * kGroupColumns, at = row * out + column;
-      const int64_t count = out - column < kGroupColumns ? out - column : kGroupColumns;
+  parallel_for(pool, num_panels(out), panel_grain(p.num_rows, p.in_features), [&](int64_t begin, int64_t end, int) {
+    product(x, p.num_rows, p.weight, out, begin, end, [&](int64_t row, int64_t panel, const float* sums) {
+      const int64_t column = panel * kPanelRows, at = row * out + column;
+      const int64_t count = out - column < kPanelRows ? out - column : kPanelRows;
       if (p.y.dtype == DType::kBFloat16) finish_row(p, sums, static_cast<uint16_t*>(p.y.data) + at, column, count);
       else finish_row(p, sums, static_cast<float*>(p.y.data) + at, column, count);
     });

@@ -25,7 +25,7 @@ struct Layout {
         n_cols(num_panels(n) * kPanelRows),
         channel_cols(num_panels(channels) * kPanelRows) {}
 
-  // Elements: keys in panels of 16 positions, values in panels of 16 channels.
+  // Elements: keys in panels of 64 positions, values in panels of 64 channels.
   int64_t key_panel() const { return channels_k * kPanelRows; }
   int64_t value_panel() const { return n_k * kPanelRows; }
   int64_t keys_size() const { return num_panels(n) * key_panel(); }
@@ -39,7 +39,7 @@ struct Layout {
   size_t own_bytes() const { return scores_bytes() + weights_bytes() + query_bytes(); }
 };
 
-// Keys of 16 positions, k = channel.
+// Keys of 64 positions, k = channel.
 template <class T>
 void pack_keys(const Layout<T>& s, const T* qkv, int64_t panel, T* keys) {
   constexpr int64_t pair = Layout<T>::kPair;
@@ -93,32 +93,33 @@ void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* 
     const T* from = qkv + (first + i) * 3 * s.channels;
     for (int64_t c = 0; c < s.channels_k; ++c) queries[i * s.channels_k + c] = c < s.channels ? from[c] : T{};
   }
-  for_each_tile(count, 0, num_panels(s.n), [&]<int MR, int NP>(int64_t row, int64_t panel) {
+  const auto part_of_panel = [](const T* panels, int64_t panel_elements, int64_t column) {
+    return panels + column / kPanelRows * panel_elements + column % kPanelRows * Layout<T>::kPair;
+  };
+  for_each_tile(count, 0, whole_vectors(s.n), [&]<int MR, int NV>(int64_t row, int64_t column) {
     const T* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = queries + (row + r) * s.channels_k;
-    Tile<MR, NP> tile;
+    Tile<MR, NV> tile;
     tile.clear();
-    tile.accumulate(rows, keys + panel * s.key_panel(), s.key_panel(), s.channels_k);
+    tile.accumulate(rows, part_of_panel(keys, s.key_panel(), column), s.channels_k);
     for (int r = 0; r < MR; ++r)
-      for (int v = 0; v < NP * kVecsPerPanel; ++v)
-        store(scores + (row + r) * s.n_cols + panel * kPanelRows + v * kLanes, tile.acc[r][v]);
+      for (int v = 0; v < NV; ++v) store(scores + (row + r) * s.n_cols + column + v * kLanes, tile.acc[r][v]);
   });
   float sums[kBlockQueries];
   for (int64_t i = 0; i < count; ++i) sums[i] = softmax_row(s, scores + i * s.n_cols, p.scale, weights + i * s.n_k);
   const T* residual = static_cast<const T*>(p.residual.data);
   T* y = static_cast<T*>(p.y.data);
-  for_each_tile(count, 0, num_panels(s.channels), [&]<int MR, int NP>(int64_t row, int64_t panel) {
+  for_each_tile(count, 0, whole_vectors(s.channels), [&]<int MR, int NV>(int64_t row, int64_t channel) {
     const T* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = weights + (row + r) * s.n_k;
-    Tile<MR, NP> tile;
+    Tile<MR, NV> tile;
     tile.clear();
-    tile.accumulate(rows, values + panel * s.value_panel(), s.value_panel(), s.n_k);
+    tile.accumulate(rows, part_of_panel(values, s.value_panel(), channel), s.n_k);
     for (int r = 0; r < MR; ++r) {
-      float result[NP * kPanelRows];
-      for (int v = 0; v < NP * kVecsPerPanel; ++v) store(result + v * kLanes, tile.acc[r][v] / sums[row + r]);
-      const int64_t channel = panel * kPanelRows;
+      float result[NV * kLanes];
+      for (int v = 0; v < NV; ++v) store(result + v * kLanes, tile.acc[r][v] / sums[row + r]);
       const int64_t offset = (image * s.n + first + row + r) * s.channels + channel;
-      for (int64_t c = 0; c < NP * kPanelRows && channel + c < s.channels; ++c)
+      for (int64_t c = 0; c < NV * kLanes && channel + c < s.channels; ++c)
         store_one(y + offset + c, to_float(residual[offset + c]) + result[c]);
     }
   });

@@ -1,0 +1,160 @@
+"""How many threads an engine takes, and that they cost nothing while there is nothing to do."""
+
+import time
+
+import numpy as np
+import pytest
+
+from simplear_engine import _C
+
+
+class Machine:
+    """A folder that looks like / to whoever asks how many cores there are."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def write(self, path: str, text: str) -> "Machine":
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return self
+
+    def cores(self, *siblings: str) -> "Machine":
+        """One line of thread_siblings_list for each processor, in order."""
+        for cpu, line in enumerate(siblings):
+            self.write(f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", line + "\n")
+        self.processors = list(range(len(siblings)))
+        return self
+
+    def cgroup2(self, group: str, mounted_root: str = "/", mount: str = "/sys/fs/cgroup") -> "Machine":
+        self.write("proc/self/cgroup", f"0::{group}\n")
+        return self.write(
+            "proc/self/mountinfo", f"30 23 0:26 {mounted_root} {mount} rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+        )
+
+    def threads(self, processors: list[int] | None = None) -> int:
+        return _C.default_num_threads(str(self.root), processors or self.processors)
+
+
+@pytest.fixture
+def eight_cores(tmp_path):
+    return Machine(tmp_path).cores(*map(str, range(8)))
+
+
+def test_two_hardware_threads_of_one_core_count_once(tmp_path):
+    assert Machine(tmp_path).cores("0,2", "1,3", "0,2", "1,3").threads() == 2
+
+
+def test_processors_outside_the_affinity_mask_do_not_count(tmp_path):
+    machine = Machine(tmp_path).cores("0-1", "0-1", "2-3", "2-3", "4-5", "4-5")
+    assert machine.threads([0, 1]) == 1
+    assert machine.threads([1, 2, 3]) == 2
+
+
+def test_a_machine_without_sysfs_has_as_many_cores_as_processors(tmp_path):
+    assert Machine(tmp_path).threads([0, 1, 5]) == 3
+
+
+def test_without_limits_every_core_counts(eight_cores):
+    assert eight_cores.threads() == 8
+    assert eight_cores.cgroup2("/").write("sys/fs/cgroup/cpu.max", "max 100000\n").threads() == 8
+
+
+def test_quota_of_the_own_group_counts_and_not_only_that_of_the_root(eight_cores):
+    eight_cores.cgroup2("/user.slice/work").write("sys/fs/cgroup/user.slice/work/cpu.max", "300000 100000\n")
+    assert eight_cores.threads() == 3
+
+
+def test_smallest_quota_on_the_way_to_the_root_counts(eight_cores):
+    eight_cores.cgroup2("/pod/a/b").write("sys/fs/cgroup/pod/a/b/cpu.max", "600000 100000\n")
+    eight_cores.write("sys/fs/cgroup/pod/cpu.max", "100000 50000\n").write(
+        "sys/fs/cgroup/pod/a/cpu.max", "max 100000\n"
+    )
+    assert eight_cores.threads() == 2
+
+
+def test_part_of_a_core_is_worth_a_thread(eight_cores):
+    eight_cores.cgroup2("/").write("sys/fs/cgroup/cpu.max", "250000 100000\n")
+    assert eight_cores.threads() == 3
+    assert eight_cores.write("sys/fs/cgroup/cpu.max", "10000 100000\n").threads() == 1
+
+
+def test_a_container_finds_its_group_at_the_mounts_root(eight_cores):
+    eight_cores.cgroup2("/docker/abc", mounted_root="/docker/abc").write("sys/fs/cgroup/cpu.max", "200000 100000\n")
+    assert eight_cores.threads() == 2
+
+
+def test_a_group_outside_of_what_is_mounted_is_not_looked_for(eight_cores):
+    eight_cores.cgroup2("/../other").write("sys/fs/cgroup/cpu.max", "500000 100000\n")
+    eight_cores.write("sys/fs/other/cpu.max", "100000 100000\n")
+    assert eight_cores.threads() == 5
+
+
+def test_version_1_quota_counts(eight_cores):
+    eight_cores.write("proc/self/cgroup", "9:name=systemd:/\n4:cpuset:/x\n3:cpu,cpuacct:/batch/job\n0::/\n")
+    eight_cores.write(
+        "proc/self/mountinfo",
+        "32 31 0:29 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
+        "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
+        "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n",
+    )
+    folder = "sys/fs/cgroup/cpu,cpuacct/batch"
+    eight_cores.write(f"{folder}/cpu.cfs_quota_us", "400000\n").write(f"{folder}/cpu.cfs_period_us", "100000\n")
+    assert eight_cores.threads() == 4
+    eight_cores.write(f"{folder}/job/cpu.cfs_quota_us", "-1\n").write(f"{folder}/job/cpu.cfs_period_us", "100000\n")
+    assert eight_cores.threads() == 4
+
+
+def test_files_that_hold_nonsense_limit_nothing(eight_cores):
+    eight_cores.cgroup2("/").write("sys/fs/cgroup/cpu.max", "many\n")
+    assert eight_cores.threads() == 8
+    assert eight_cores.write("proc/self/mountinfo", "\n- cgroup2\n1 2 3\n").threads() == 8
+
+
+def test_this_process_gets_at_least_one_thread():
+    assert _C.default_num_threads() >= 1
+
+
+def test_threads_of_an_idle_engine_use_no_processor_time(tiny_checkpoint):
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=4) as engine:
+        engine.generate("x", seed=1)[0].pixels  # noqa: B018  both pools have worked
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.5)
+        used = time.process_time() - before
+    # One thread that spins would have used 0.5 s; what else lives in this process may use a little.
+    assert used < 0.3
+
+
+def test_waiting_for_a_request_uses_no_processor_time(tiny_checkpoint):
+    """Whoever waits leaves the cores to the engine, and to torch in a process that also trains."""
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
+        engine._core.pause()
+        try:
+            request = engine._request(_prompt(), 1, _greedy(engine))
+            engine._core.submit(request)
+            before = time.process_time()
+            assert not request.wait(0.5)
+            assert time.process_time() - before < 0.3
+        finally:
+            engine._core.resume(False)
+        assert request.wait(60.0)
+        assert np.all(request.codes >= 0)
+
+
+def _prompt():
+    from simplear_engine.engine import _Prompt
+
+    return _Prompt([1, 2, 3], [1, 2])
+
+
+def _greedy(engine):
+    return engine._check(
+        height=64, width=64, num_images=1, guidance_scale=None, temperature=0.0, top_k=None, top_p=1.0, seed=1,
+        speculation=None, draft_window=None,
+    )  # fmt: skip
