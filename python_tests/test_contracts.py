@@ -125,6 +125,38 @@ def test_row_of_a_product_is_the_same_alone_and_among_63_others(isa, dtype):
     np.testing.assert_array_equal(product(source[:7], _C.ThreadPool(1)), among_others[:7])
 
 
+@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
+    """A last query of 900 keys: alone on 1 to 5 threads, at the end of a window, and beside other sequences."""
+    op, heads, groups, dim, context = all_ops()["paged_attention"], 14, 2, 64, 900
+    rng = np.random.default_rng(0)
+    table = rng.permutation(2 * 57).reshape(2, 57).astype(np.int32)
+    keys = rng.standard_normal((2 * 57, groups, dim, 16)).astype(np.float32)
+    values = rng.standard_normal((2 * 57, groups, 16, dim)).astype(np.float32)
+    q = rng.standard_normal((12, heads * dim)).astype(np.float32)
+    caches = {"k_cache": keys, "v_cache": values}
+    for name, array in caches.items():
+        caches[name] = _C.Tensor.zeros(array.shape, dtype)
+        _C.convert(_C.Tensor.from_numpy(array), caches[name], _C.ThreadPool(2))
+
+    def attended(rows, query_start_loc, context_lens, sequences, threads):
+        out = _C.Tensor.zeros(rows.shape, "float32")
+        args = {
+            "q": rows, "query_start_loc": np.array(query_start_loc, np.int32),
+            "context_lens": np.array(context_lens, np.int32), "block_table": table[sequences],
+        }  # fmt: skip
+        args = {name: _C.Tensor.from_numpy(np.ascontiguousarray(array)) for name, array in args.items()}
+        op.run(isa, _C.ThreadPool(threads), {**caches, **args, "out": out}, scale=0.125)
+        return out.numpy()[-1].copy()
+
+    alone = attended(q[-1:], [0, 1], [context], [0], 1)
+    for threads in (2, 3, 5):
+        np.testing.assert_array_equal(attended(q[-1:], [0, 1], [context], [0], threads), alone)
+        np.testing.assert_array_equal(attended(q, [0, 12], [context], [0], threads), alone)
+        np.testing.assert_array_equal(attended(q, [0, 4, 12], [77, context], [1, 0], threads), alone)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_image_is_the_same_alone_and_in_a_crowd(dtype):
     with make_engine(dtype=dtype) as engine:

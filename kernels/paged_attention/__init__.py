@@ -27,9 +27,9 @@ def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, s
 
 
 def make_inputs(case, rng):
-    """Sequences of the lengths in LENGTHS; cache entries that nobody may read hold NaN."""
+    """Sequences of the case's lengths; cache entries that nobody may read hold NaN."""
     a = case.axes
-    contexts, queries = LENGTHS[case.axes["S"]]
+    contexts, queries = lengths_of(a)
     k_cache = np.full((a["B"], a["G"], a["E"], BLOCK_SIZE), np.nan, np.float32)
     v_cache = np.full((a["B"], a["G"], BLOCK_SIZE, a["E"]), np.nan, np.float32)
     blocks = iter(rng.permutation(a["B"]))
@@ -52,14 +52,30 @@ def make_inputs(case, rng):
     }
 
 
-# Number of sequences -> (keys of each, queries of each).
-LENGTHS = {1: ([1], [1]), 2: ([37, 17], [1, 1]), 3: ([5, 16, 50], [5, 1, 33]), 4: ([900, 900, 900, 900], [1, 1, 1, 1])}
+# Keys of each sequence, queries of each. Some end around the ends of blocks (16 keys) and of the chunks that the CPU
+# kernel computes at a time (128).
+TEST_LENGTHS = [
+    ([1], [1]),
+    ([37, 17], [1, 1]),
+    ([5, 16, 50], [5, 1, 33]),
+    ([63, 64, 65, 127, 128, 129], [1, 1, 1, 1, 1, 3]),
+    ([255, 256, 257, 600], [1, 66, 1, 2]),
+]
+BENCH_LENGTHS = [([100] * 2, [1] * 2), ([900] * 2, [1] * 2), ([4096] * 2, [1] * 2), ([900] * 2, [8] * 2)]
 
 
-def case(num_seqs, heads, groups, dim, dtype, out):
-    contexts, queries = LENGTHS[num_seqs]
+def axes_of(contexts, queries):
     table = -(-max(contexts) // BLOCK_SIZE) + 1
-    axes = {"N": sum(queries), "S": num_seqs, "H": heads, "G": groups, "E": dim, "B": num_seqs * table, "T": table}
+    return {"N": sum(queries), "S": len(contexts), "B": len(contexts) * table, "T": table}
+
+
+def lengths_of(axes):
+    """The lengths behind a case: its axes tell them apart."""
+    return next(lengths for lengths in TEST_LENGTHS + BENCH_LENGTHS if axes_of(*lengths).items() <= dict(axes).items())
+
+
+def case(lengths, heads, groups, dim, dtype, out):
+    axes = {**axes_of(*lengths), "H": heads, "G": groups, "E": dim}
     return Case(axes, {"k_cache": dtype, "v_cache": dtype, "out": out}, {"scale": round(dim**-0.5, 6)})
 
 
@@ -87,12 +103,12 @@ OP = Op(
     reference=reference,
     make_inputs=make_inputs,
     test_cases=[
-        case(s, heads, groups, dim, dtype, out)
-        for s in (1, 2, 3)
-        for heads, groups, dim in [(4, 2, 16), (14, 2, 64), (6, 1, 128), (3, 3, 10)]
+        case(lengths, heads, groups, dim, dtype, out)
+        for lengths in TEST_LENGTHS
+        for heads, groups, dim in [(4, 2, 16), (14, 2, 64), (6, 1, 128), (8, 1, 64), (3, 3, 10), (22, 2, 34)]
         for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16")]
     ],
-    bench_cases=[case(4, 14, 2, 64, "bfloat16", "bfloat16")],
+    bench_cases=[case(lengths, 14, 2, 64, "bfloat16", "bfloat16") for lengths in BENCH_LENGTHS],
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["out"] == "bfloat16" else (1e-5, 2e-6),
     bytes_moved=lambda a, dtypes: (
         2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * a["E"] * (2 if dtypes["k_cache"] == "bfloat16" else 4)

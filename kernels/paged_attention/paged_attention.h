@@ -3,9 +3,10 @@
 //
 //   out[n, h] = sum_j softmax_j(scale * q[n, h] . k[j, h / (H/G)]) v[j, h / (H/G)]      j = 0 .. position(n)
 //
-// Query n of sequence s, the i-th of its Q, stands at position context_lens[s] - Q + i. Keys are visited block by block
-// in the order of absolute position with an online softmax (Milakov & Gimelshein 2018), so the result of a row depends
-// on its own sequence alone (contract C2). Cache entries past a query's position may hold anything.
+// Query n of sequence s, the i-th of its Q, stands at position context_lens[s] - Q + i. The order of additions is fixed
+// by the absolute positions of the keys, so the result of a row depends on its own sequence alone (contract C2); on the
+// CPU, chunks of 128 keys are merged in order (Milakov & Gimelshein 2018). Reads every key and value once for all heads
+// that share it. Cache entries past a query's position may hold anything.
 #pragma once
 
 #include "core/op.h"

@@ -1,7 +1,11 @@
+// Attention by chunks of 128 keys that begin at fixed positions of the sequence. A chunk is computed as if it were the
+// whole context (all scores, one maximum, all weights, one weighted sum) and chunks are merged in order of position.
+// Neither depends on who computes what, so a context may be cut between any threads at any chunk (contract C2).
 #include "kernels/paged_attention/paged_attention.h"
 
 #include <math.h>
 
+#include "cpu/attention_schedule.h"
 #include "cpu/simd.h"
 
 namespace simplear::SIMPLEAR_ISA {
@@ -9,135 +13,239 @@ namespace {
 
 constexpr int kVecsPerBlock = kKvBlockSize / kLanes;
 
-// Heads of a group that pass over a block together, so that each key and value is loaded once for all of them and their
-// chains of additions overlap. What a head computes does not depend on it.
+// Heads of a group that pass over keys and values together, so that each is loaded and widened once for all of them.
+// With the vectors of a block, or as many of a value, they make up to 8 independent chains of additions, which is what
+// hides the latency of one. What a head computes does not depend on it.
 constexpr int kMaxHeadsAtOnce = 8 / kVecsPerBlock;
 
-// The running softmax of one query head (Milakov & Gimelshein 2018).
-struct HeadState {
-  float max, sum;
-};
+// Where the keys (or values) of a chunk's blocks lie; returns how many blocks there are.
+template <class T>
+inline int locate(const PagedAttentionParams& p, const AnyPtr& cache, const Item& item, int64_t chunk,
+                  const T* (&blocks)[kChunkBlocks]) {
+  const int32_t* table = p.block_table + item.seq * p.max_blocks_per_seq + chunk * kChunkBlocks;
+  const int64_t left = (item.num_keys - chunk * kChunkKeys + kKvBlockSize - 1) / kKvBlockSize;
+  const int count = static_cast<int>(left < kChunkBlocks ? left : kChunkBlocks);
+  for (int b = 0; b < count; ++b)
+    blocks[b] = static_cast<const T*>(cache.data) +
+                (int64_t{table[b]} * p.num_kv_heads + item.group) * kKvBlockSize * p.head_dim;
+  return count;
+}
 
-// scores[h][j] = scale * q[h] . k[j] for the 16 keys of a block; d ascending in every lane.
+// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126.5. NaN stays NaN.
+// A degree-5 minimax polynomial on [-1/2, 1/2]. Scores are taken to base 2 because that spares exp()'s range reduction.
+inline Vec exp2_of_negative(Vec x) {
+  const Vec clamped = splat(-127.0f) > x ? splat(-127.0f) : x;
+  const Vec shifted = clamped + 12582912.0f;  // the low mantissa bits now hold round(x)
+  const Vec f = clamped - (shifted - 12582912.0f);
+  Vec y = fma(splat(1.326472382e-3f), f, splat(9.671512991e-3f));
+  y = fma(y, f, splat(5.550733581e-2f));
+  y = fma(y, f, splat(2.402224243e-1f));
+  y = fma(y, f, splat(6.931470037e-1f));
+  y = fma(y, f, splat(1.0f));
+  return y * reinterpret_cast<Vec>((reinterpret_cast<VecI>(shifted) + 127) << 23);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// The first `count` elements, then zeros; nothing behind them is read.
+template <class T>
+inline Vec load_first(const T* from, int64_t count) {
+  T elements[kLanes] = {};
+  memcpy(elements, from, (count < kLanes ? count : kLanes) * sizeof(T));
+  return load(elements);
+}
+
+constexpr int32_t kIota[kKvBlockSize] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// scores[h][j] = scale * q[h] . k[j], d ascending in every lane; -infinity for keys that do not exist.
+// Asks for `ahead`, which is read next, on the way.
 template <int H, class T>
-inline void block_scores(const float* q, const T* k_block, int64_t dim, float scale, float (*scores)[kKvBlockSize]) {
-  Vec acc[H][kVecsPerBlock] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    Vec keys[kVecsPerBlock];
-    for (int v = 0; v < kVecsPerBlock; ++v) keys[v] = load(k_block + d * kKvBlockSize + v * kLanes);
-#pragma GCC unroll 8
-    for (int h = 0; h < H; ++h) {
-      const Vec qd = splat(q[h * dim + d]);
+inline void chunk_scores(const float* q, const T* const* k_blocks, const T* const* ahead, int num_blocks, int num_keys,
+                         int64_t dim, float scale, float (*scores)[kChunkKeys]) {
+  for (int b = 0; b < num_blocks; ++b) {
+    Vec acc[H][kVecsPerBlock] = {};
+    const T* k = k_blocks[b];
+    const T* next = ahead[b];
+    for (int64_t d = 0; d < dim; ++d, k += kKvBlockSize, next += kKvBlockSize) {
+      __builtin_prefetch(next, 0, 2);
+      Vec keys[kVecsPerBlock];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecsPerBlock; ++v) acc[h][v] = fma(qd, keys[v], acc[h][v]);
+      for (int v = 0; v < kVecsPerBlock; ++v) keys[v] = load(k + v * kLanes);
+#pragma GCC unroll 8
+      for (int h = 0; h < H; ++h) {
+        const Vec qd = splat(q[h * dim + d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecsPerBlock; ++v) acc[h][v] = fma(qd, keys[v], acc[h][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecsPerBlock; ++v) {
+      const int first = b * kKvBlockSize + v * kLanes;
+      const VecI exists = load_as<VecI>(kIota) < num_keys - first;
+#pragma GCC unroll 8
+      for (int h = 0; h < H; ++h) store(scores[h] + first, exists ? acc[h][v] * scale : splat(-INFINITY));
     }
   }
-  for (int h = 0; h < H; ++h)
-    for (int v = 0; v < kVecsPerBlock; ++v) store(scores[h] + v * kLanes, acc[h][v] * scale);
 }
 
-// Turns one head's scores into weights relative to the new maximum; returns what the sums so far must be scaled by.
-inline float block_weights(float* scores, int valid, HeadState& state) {
-  for (int j = valid; j < kKvBlockSize; ++j) scores[j] = -INFINITY;
+// Turns one head's scores, to base 2, into weights relative to their maximum.
+inline void chunk_weights(float* scores, int num_blocks, float& highest, float& sum) {
+  const int count = num_blocks * kKvBlockSize;
   Vec top = load(scores);
-  for (int v = 1; v < kVecsPerBlock; ++v) top = max(top, load(scores + v * kLanes));
-  const float block_max = reduce_max(top);
-  const float new_max = block_max > state.max ? block_max : state.max;
-  Vec sum{};
-  for (int v = 0; v < kVecsPerBlock; ++v) {
-    const Vec weight = exp(load(scores + v * kLanes) - new_max);
-    sum += weight;
-    store(scores + v * kLanes, weight);
+  for (int j = kLanes; j < count; j += kLanes) top = max(top, load(scores + j));
+  highest = reduce_max(top);
+  Vec total{};
+  for (int j = 0; j < count; j += kLanes) {
+    const Vec weight = exp2_of_negative(load(scores + j) - highest);
+    total += weight;
+    store(scores + j, weight);
   }
-  const float rescale = exp(splat(state.max - new_max))[0];
-  state.sum = state.sum * rescale + reduce_add(sum);
-  state.max = new_max;
-  return rescale;
+  sum = reduce_add(total);
 }
 
-// One more block of keys, of which the first `valid` exist, into the running softmax of H heads.
-template <int H, class T>
-inline void absorb_block(const float* q, const T* k_block, const T* v_block, int64_t dim, int valid, float scale,
-                         HeadState* states, float* acc) {
-  float weights[H][kKvBlockSize], rescale[H];
-  block_scores<H>(q, k_block, dim, scale, weights);
-  for (int h = 0; h < H; ++h) rescale[h] = block_weights(weights[h], valid, states[h]);
-  int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) {
-    Vec sum[H];
+// acc[h][i...] = sum_j weights[h][j] v[j][i...] over V vectors of a value; j ascending.
+// kLast: V is 1, and the value may end within this vector.
+template <int H, int V, bool kLast, class T>
+inline void chunk_values(const float (*weights)[kChunkKeys], const T* const* v_blocks, const T* const* ahead,
+                         int num_keys, int64_t dim, int64_t i, float* acc, int64_t stride) {
+  Vec sum[H][V] = {};
+  for (int first = 0; first < num_keys; first += kKvBlockSize) {
+    const T* value = v_blocks[first / kKvBlockSize] + i;
+    const T* next = ahead[first / kKvBlockSize] + i * kKvBlockSize;
+    const int end = num_keys - first < kKvBlockSize ? num_keys - first : kKvBlockSize;
+    for (int j = 0; j < end; ++j, value += dim, next += V * kLanes) {
+      __builtin_prefetch(next, 0, 2);
+      Vec values[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) values[v] = kLast ? load_first(value, dim - i) : load(value + v * kLanes);
 #pragma GCC unroll 8
-    for (int h = 0; h < H; ++h) sum[h] = load(acc + h * dim + i) * rescale[h];
-    for (int j = 0; j < valid; ++j) {
-      const Vec value = load(v_block + j * dim + i);
-#pragma GCC unroll 8
-      for (int h = 0; h < H; ++h) sum[h] = fma(splat(weights[h][j]), value, sum[h]);
+      for (int h = 0; h < H; ++h) {
+        const Vec weight = splat(weights[h][first + j]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[h][v] = fma(weight, values[v], sum[h][v]);
+      }
     }
-#pragma GCC unroll 8
-    for (int h = 0; h < H; ++h) store(acc + h * dim + i, sum[h]);
   }
-  for (; i < dim; ++i)
-    for (int h = 0; h < H; ++h) {
-      float sum = acc[h * dim + i] * rescale[h];
-      for (int j = 0; j < valid; ++j) sum += weights[h][j] * to_float(v_block[j * dim + i]);
-      acc[h * dim + i] = sum;
-    }
+#pragma GCC unroll 8
+  for (int h = 0; h < H; ++h)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(acc + h * stride + i + v * kLanes, sum[h][v]);
 }
 
 // As many heads at once as registers allow, then the rest.
 template <int H = kMaxHeadsAtOnce, class T>
-inline void absorb_heads(const float* q, const T* k_block, const T* v_block, int64_t dim, int valid, float scale,
-                         int64_t heads, HeadState* states, float* acc) {
-  for (; heads >= H; heads -= H, q += H * dim, states += H, acc += H * dim)
-    absorb_block<H>(q, k_block, v_block, dim, valid, scale, states, acc);
-  if constexpr (H > 1) absorb_heads<H - 1>(q, k_block, v_block, dim, valid, scale, heads, states, acc);
+[[gnu::noinline]] void attend_heads(const PagedAttentionParams& p, const float* q, const T* const* k_blocks,
+                                    const T* const* v_blocks, const T* const* ahead, int num_keys, int64_t head,
+                                    int64_t heads, const Partial& out) {
+  const int64_t dim = p.head_dim;
+  const int num_blocks = (num_keys + kKvBlockSize - 1) / kKvBlockSize;
+  for (; heads - head >= H; head += H) {
+    alignas(64) float scores[H][kChunkKeys];
+    chunk_scores<H>(q + head * dim, k_blocks, v_blocks, num_blocks, num_keys, dim, p.scale * kLog2E, scores);
+    for (int h = 0; h < H; ++h) chunk_weights(scores[h], num_blocks, out.highest(head + h), out.sum(head + h));
+    float* acc = out.rows + head * out.stride();
+    int64_t i = 0;
+    for (; i + kVecsPerBlock * kLanes <= dim; i += kVecsPerBlock * kLanes)
+      chunk_values<H, kVecsPerBlock, false>(scores, v_blocks, ahead, num_keys, dim, i, acc, out.stride());
+    for (; i < dim; i += kLanes) chunk_values<H, 1, true>(scores, v_blocks, ahead, num_keys, dim, i, acc, out.stride());
+  }
+  if constexpr (H > 1)
+    if (head < heads) attend_heads<H - 1>(p, q, k_blocks, v_blocks, ahead, num_keys, head, heads, out);
 }
 
-// One query row, one group of heads that share their keys and values.
+// One chunk of an item as if it were the whole context. `next`, `next_chunk`: what this thread does after it.
 template <class T>
-void attend(const PagedAttentionParams& p, int64_t seq, int64_t row, int64_t group, float* scratch) {
-  const int64_t dim = p.head_dim, heads = p.num_heads / p.num_kv_heads;
-  const int64_t num_queries = p.query_start_loc[seq + 1] - p.query_start_loc[seq];
-  const int64_t num_keys = p.context_lens[seq] - num_queries + (row - p.query_start_loc[seq]) + 1;
-  const T* k_cache = static_cast<const T*>(p.k_cache.data);
-  const T* v_cache = static_cast<const T*>(p.v_cache.data);
-  const int64_t first_head = (row * p.num_heads + group * heads) * dim;
-  float* acc = scratch;  // [heads, dim]
-  HeadState* states = reinterpret_cast<HeadState*>(scratch + heads * dim);
-  for (int64_t i = 0; i < heads * dim; ++i) acc[i] = 0.0f;
-  for (int64_t h = 0; h < heads; ++h) states[h] = {-INFINITY, 0.0f};
-  for (int64_t first = 0; first < num_keys; first += kKvBlockSize) {
-    const int64_t block = p.block_table[seq * p.max_blocks_per_seq + first / kKvBlockSize];
-    const int64_t offset = (block * p.num_kv_heads + group) * kKvBlockSize * dim;
-    const int valid = static_cast<int>(num_keys - first < kKvBlockSize ? num_keys - first : kKvBlockSize);
-    absorb_heads(p.q + first_head, k_cache + offset, v_cache + offset, dim, valid, p.scale, heads, states, acc);
+void attend_chunk(const PagedAttentionParams& p, const Item& item, int64_t chunk, const Item& next, int64_t next_chunk,
+                  const Partial& out) {
+  const T *k_blocks[kChunkBlocks], *v_blocks[kChunkBlocks], *ahead[kChunkBlocks];
+  locate(p, p.k_cache, item, chunk, k_blocks);
+  const int num_blocks = locate(p, p.v_cache, item, chunk, v_blocks);
+  for (int b = locate(p, p.k_cache, next, next_chunk, ahead); b < num_blocks; ++b) ahead[b] = v_blocks[b];
+  const int64_t left = item.num_keys - chunk * kChunkKeys, heads = p.num_heads / p.num_kv_heads;
+  attend_heads(p, p.q + (item.row * p.num_heads + item.group * heads) * p.head_dim, k_blocks, v_blocks, ahead,
+               static_cast<int>(left < kChunkKeys ? left : kChunkKeys), 0, heads, out);
+}
+
+void merge(const PagedAttentionParams& p, const Partial& total, const Partial& later) {
+  for (int64_t h = 0; h < p.num_heads / p.num_kv_heads; ++h) {
+    const float highest = later.highest(h) > total.highest(h) ? later.highest(h) : total.highest(h);
+    const Vec before = exp2_of_negative(splat(total.highest(h) - highest));
+    const Vec after = exp2_of_negative(splat(later.highest(h) - highest));
+    float* to = total.rows + h * total.stride();
+    const float* from = later.rows + h * later.stride();
+    for (int64_t i = 0; i < total.padded; i += kLanes) store(to + i, fma(load(from + i), after, load(to + i) * before));
+    total.highest(h) = highest;
+    total.sum(h) = total.sum(h) * before[0] + later.sum(h) * after[0];
   }
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t i = 0; i < dim; ++i) {
-      const float value = acc[h * dim + i] / states[h].sum;
-      const int64_t to = first_head + h * dim + i;
-      if (p.out.dtype == DType::kBFloat16) store_one(static_cast<uint16_t*>(p.out.data) + to, value);
-      else store_one(static_cast<float*>(p.out.data) + to, value);
+}
+
+template <class T>
+void write_as(const PagedAttentionParams& p, const Item& item, const Partial& total) {
+  const int64_t dim = p.head_dim, heads = p.num_heads / p.num_kv_heads;
+  for (int64_t h = 0; h < heads; ++h) {
+    const float* from = total.rows + h * total.stride();
+    const float inverse = 1.0f / total.sum(h);
+    T* out = static_cast<T*>(p.out.data) + (item.row * p.num_heads + item.group * heads + h) * dim;
+    int64_t i = 0;
+    for (; i + kLanes <= dim; i += kLanes) store(out + i, load(from + i) * inverse);
+    for (; i < dim; ++i) store_one(out + i, from[i] * inverse);
+  }
+}
+
+void write_out(const PagedAttentionParams& p, const Item& item, const Partial& total) {
+  if (p.out.dtype == DType::kBFloat16) write_as<uint16_t>(p, item, total);
+  else write_as<float>(p, item, total);
+}
+
+// What lies between two cuts.
+template <class T>
+void attend_part(const PagedAttentionParams& p, const Schedule& s, int thread) {
+  const Cut &from = s.cuts[thread], &to = s.cuts[thread + 1];
+  const Partial total = s.own_partial(thread, 0), one = s.own_partial(thread, 1);
+  Item item, next;
+  move_to(p, from.item, item);
+  int64_t chunk = from.chunk;
+  for (int64_t i = from.item; i < to.item + to.is_within(); ++i, chunk = 0, item = next) {
+    const int64_t end = i == to.item ? to.chunk : item.num_chunks();
+    const bool is_cut = chunk > 0 || end < item.num_chunks();
+    const int slot = chunk > 0 ? from.slot : to.slot;
+    next = item;
+    if (i + 1 < int64_t{p.num_tokens} * p.num_kv_heads) move_to(p, i + 1, next);
+    for (; chunk < end; ++chunk) {
+      const Partial out = is_cut ? s.shared_partial(slot, chunk) : chunk == 0 ? total : one;
+      const bool is_last = chunk + 1 == end;
+      attend_chunk<T>(p, item, chunk, is_last ? next : item, is_last ? 0 : chunk + 1, out);
+      if (!is_cut && chunk > 0) merge(p, total, one);
     }
+    if (!is_cut) write_out(p, item, total);
+  }
+}
+
+template <class T>
+void paged_attention_as(const PagedAttentionParams& p, ThreadPool& pool) {
+  const Schedule s = make_schedule(p, pool);
+  if (s.num_threads == 1) return attend_part<T>(p, s, 0);
+  parallel_for(pool, s.num_threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) attend_part<T>(p, s, static_cast<int>(t));
+  });
+  if (!s.has_cut_items) return;
+  parallel_for(pool, s.num_threads, grain_of(s.max_chunks * s.partial_floats), [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      if (!s.cuts[t].is_within() || s.cuts[t].slot != t) continue;
+      Item item;
+      move_to(p, s.cuts[t].item, item);
+      const int slot = static_cast<int>(t);
+      const Partial total = s.shared_partial(slot, 0);
+      for (int64_t chunk = 1; chunk < item.num_chunks(); ++chunk) merge(p, total, s.shared_partial(slot, chunk));
+      write_out(p, item, total);
+    }
+  });
 }
 
 void paged_attention(const PagedAttentionParams& p, ThreadPool& pool) {
-  const int64_t heads_per_group = p.num_heads / p.num_kv_heads;
-  const size_t scratch_bytes = heads_per_group * (p.head_dim * sizeof(float) + sizeof(HeadState));
-  int64_t num_keys = 0;
-  for (int64_t s = 0; s < p.num_seqs; ++s) num_keys += p.context_lens[s];
-  // Two products with the keys of an average context.
-  const int64_t work = p.num_seqs > 0 ? heads_per_group * p.head_dim * (num_keys / p.num_seqs) / 5 : 0;
-  parallel_for(pool, int64_t{p.num_tokens} * p.num_kv_heads, grain_of(work),
-               [&](int64_t begin, int64_t end, int thread) {
-                 float* scratch = static_cast<float*>(pool.scratch(thread, scratch_bytes));
-                 int64_t seq = 0;
-                 for (int64_t item = begin; item < end; ++item) {
-                   const int64_t row = item / p.num_kv_heads, group = item % p.num_kv_heads;
-                   while (p.query_start_loc[seq + 1] <= row) ++seq;
-                   if (p.k_cache.dtype == DType::kBFloat16) attend<uint16_t>(p, seq, row, group, scratch);
-                   else attend<float>(p, seq, row, group, scratch);
-                 }
-               });
+  if (p.num_tokens == 0) return;
+  if (p.k_cache.dtype == DType::kBFloat16) paged_attention_as<uint16_t>(p, pool);
+  else paged_attention_as<float>(p, pool);
 }
 
 }  // namespace
