@@ -126,7 +126,7 @@ def test_row_of_a_product_is_the_same_alone_and_among_63_others(isa, dtype):
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
     """A last query of 900 keys: alone on 1 to 5 threads, at the end of a window, and beside other sequences."""
     op, heads, groups, dim, context = all_ops()["paged_attention"], 14, 2, 64, 900

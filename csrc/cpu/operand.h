@@ -65,32 +65,29 @@ inline void load_chunk(const X* x, const W* norm, float scale, int64_t i, int64_
     out[j] = j >= count ? 0.0f : norm ? to_float(x[i + j]) * scale * to_float(norm[i + j]) : to_float(x[i + j]);
 }
 
-// 32 numbers to integers in -127..127 with one scale. Numbers that are not finite give a scale that is not either.
+// 32 numbers to integers in -127..127 with one scale. Numbers that are not finite give a scale that is none.
 inline void quantize_group(const float* x, int zero, int8_t* q, float* scale, int32_t* offset) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  VecI most{};
+  Vec most{}, nothing{};
   for (int v = 0; v < kQuantGroup; v += kLanes) {
-    // Magnitudes compare like their bits, and a NaN is larger than all of them.
-    const VecI bits = load_as<VecI>(x + v) & 0x7fffffff;
-    most = bits > most ? bits : most;
+    const Vec value = load(x + v);
+    most = max(reinterpret_cast<Vec>(reinterpret_cast<VecI>(value) & 0x7fffffff), most);
+    nothing += value * 0.0f;
   }
-  int32_t largest_bits = most[0];
-  for (int lane = 1; lane < kLanes; ++lane) largest_bits = most[lane] > largest_bits ? most[lane] : largest_bits;
-  float largest;
-  std::memcpy(&largest, &largest_bits, 4);
-  *scale = largest / 127.0f;
-  const float inverse = largest < 1e-35f ? 0.0f : 127.0f / largest;
-  VecI sum{};
+  const float largest = reduce_max(most);
+  *scale = (largest + reduce_add(nothing)) / 127.0f;
+  const Vec inverse = splat(largest < 1e-35f ? 0.0f : 127.0f / largest);
+  Vec sum{};
   for (int v = 0; v < kQuantGroup; v += kLanes) {
     // The low mantissa bits now hold the rounded number.
-    const VecI rounded = reinterpret_cast<VecI>(load(x + v) * inverse + 12582912.0f) - 0x4b400000;
-    const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+    const Vec shifted = load(x + v) * inverse + 12582912.0f;
+    const Bytes bytes = __builtin_convertvector(reinterpret_cast<VecI>(shifted) - 0x4b400000, Bytes);
     std::memcpy(q + v, &bytes, sizeof(bytes));
-    sum += rounded;
+    sum += shifted - 12582912.0f;
   }
-  int32_t total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  *offset = -zero * total;
+  // Sums of so small integers are exact. Where a number is none, so is the scale, and this does not matter.
+  const float total = reduce_add(sum);
+  *offset = total == total ? -zero * static_cast<int32_t>(total) : 0;
 }
 
 template <class X, class W>

@@ -203,6 +203,8 @@ void pack_panels(const std::vector<Tensor>& parts, const Tensor& packed, bool in
 
 void convert(const Tensor& from, const Tensor& to, ThreadPool& pool) {
   check(from.size() == to.size(), ErrorKind::kInternal, "convert: ", from.size(), " elements into ", to.size());
+  check(to.dtype == DType::kFloat32 || to.dtype == DType::kBFloat16, ErrorKind::kInternal,
+        "convert: expected a float32 or bfloat16 target, got ", name_of(to.dtype));
   for_parts(pool, from.size(), [&](int64_t begin, int64_t end) {
     if (from.dtype == to.dtype) {
       const size_t width = size_of(from.dtype);
