@@ -158,3 +158,61 @@ def _greedy(engine):
         height=64, width=64, num_images=1, guidance_scale=None, temperature=0.0, top_k=None, top_p=1.0, seed=1,
         speculation=None, draft_window=None,
     )  # fmt: skip
+
+
+def _long_request(engine, seed: int):
+    """A picture of 1,024 codes, submitted."""
+    sampling = engine._check(
+        height=512, width=512, num_images=1, guidance_scale=None, temperature=1.0, top_k=None, top_p=1.0, seed=seed,
+        speculation=None, draft_window=None,
+    )  # fmt: skip
+    request = engine._request(_prompt(), seed, sampling)
+    engine._core.submit(request)
+    return request
+
+
+def test_steps_go_on_while_a_large_picture_is_decoded(tiny_checkpoint):
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=2) as engine:
+        codes = np.zeros((32, 32), np.int32)
+        engine._pixels.start(codes, {}).result()
+        request = _long_request(engine, 1)
+        while request.num_done == 0:
+            assert not request.wait(0.001)
+        before = request.num_done
+        engine._pixels.start(codes, {}).result()
+        # A step fits between any two ops, and the network has dozens.
+        assert request.num_done >= before + 10
+        engine._core.cancel(request)
+        assert request.wait(60.0)
+
+
+def test_pixels_do_not_wait_until_nobody_draws(tiny_checkpoint):
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=2) as engine:
+        codes = np.zeros((2, 2), np.int32)
+        engine._pixels.start(codes, {}).result()
+        request = _long_request(engine, 1)
+        while request.num_done == 0:
+            assert not request.wait(0.001)
+        engine._pixels.start(codes, {}).result()
+        # At least one op between two steps; the network has fewer than a hundred of them.
+        assert request.num_done < 500
+        engine._core.cancel(request)
+        assert request.wait(60.0)
+
+
+def test_picture_drawn_beside_pixels_is_the_picture_drawn_alone(tiny_checkpoint):
+    from simplear_engine import Engine
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=2) as engine:
+        alone = _long_request(engine, 7)
+        assert alone.wait(120.0)
+        beside = _long_request(engine, 7)
+        codes = np.arange(32 * 32, dtype=np.int32).reshape(32, 32) % engine.model.num_codes
+        pixels = [engine._pixels.start(codes, {}).result() for _ in range(3)]
+        assert beside.wait(120.0)
+    np.testing.assert_array_equal(beside.codes, alone.codes)
+    np.testing.assert_array_equal(pixels[0], pixels[2])

@@ -53,7 +53,7 @@ def positive(name: str, value, high: int) -> int:
 
 
 def open_image_tokenizer(path, dtype: str, checkpoint, backend):
-    """The CosmosTokenizer at `path`, with as many threads as the engine; None for None."""
+    """The CosmosTokenizer at `path`, which takes turns with the engine on its threads; None for None."""
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)):
@@ -62,7 +62,7 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     from simplear_engine.backend import CACHE_DTYPES
     from simplear_engine.image import CosmosTokenizer
 
-    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=CACHE_DTYPES[dtype], threads=backend.pool.size)
+    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=CACHE_DTYPES[dtype], pool=backend.pool)
     if tokenizer.num_codes < checkpoint.model.num_codes:
         raise CheckpointError(
             f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"

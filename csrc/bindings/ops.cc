@@ -77,7 +77,7 @@ void run_op(const std::string& name, const std::string& impl, const py::dict& fi
   const Program::Call call = make_call(name, impl, fields);
   check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
   py::gil_scoped_release release;
-  std::lock_guard lock(pool.op_mutex());
+  std::lock_guard turn(pool.turns());
   call.op->run(call.params.data(), pool);
 }
 
@@ -106,9 +106,9 @@ void bind_ops(py::module_& m) {
           "run",
           [](Program& program, const StepPlan& plan, ThreadPool& pool) {
             py::gil_scoped_release release;
-            program.run(plan, pool);
+            program.run(plan, pool, Program::Turns::kShared);
           },
-          py::arg("plan"), py::arg("pool"))
+          py::arg("plan"), py::arg("pool"), "Replays all calls, taking turns with an engine that has the same threads.")
       .def("set_timing", &Program::set_timing, py::arg("on"), "Starts (from zero) or stops timing every call.")
       .def("timings", [](const Program& program) {
         py::list rows;

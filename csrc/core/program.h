@@ -29,7 +29,9 @@ class Program {
   };
 
   void add(Call call) { calls_.push_back(std::move(call)); }
-  void run(const StepPlan& plan, ThreadPool& pool);
+  // Whether a run keeps the threads from its first call to its last, or lets somebody else have a turn between calls.
+  enum class Turns { kOne, kShared };
+  void run(const StepPlan& plan, ThreadPool& pool, Turns turns = Turns::kOne);
 
   void set_timing(bool on);
   const std::vector<Call>& calls() const { return calls_; }

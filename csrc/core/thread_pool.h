@@ -8,9 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "core/turn_lock.h"
 
 namespace simplear {
 
@@ -25,8 +26,8 @@ class ThreadPool {
 
   int size() const { return num_threads_; }
 
-  // Held by whoever runs an op, for the length of that op: run() and scratch() serve one op at a time.
-  std::mutex& op_mutex() { return op_mutex_; }
+  // Held by whoever computes with these threads, for one op or for many: run() and scratch() serve one op at a time.
+  TurnLock& turns() { return turns_; }
 
   // Calls function(context, t, size()) once for each t; the caller is thread 0.
   void run(Function function, void* context);
@@ -46,7 +47,7 @@ class ThreadPool {
   };
 
   const int num_threads_;
-  std::mutex op_mutex_;
+  TurnLock turns_;
   alignas(64) std::atomic<uint32_t> epoch_{0};
   alignas(64) std::atomic<int> running_{0};
   Function function_ = nullptr;

@@ -91,7 +91,7 @@ void for_parts(ThreadPool& pool, int64_t items, const Body& body) {
     const Body* body;
     int64_t items;
   } context{&body, items};
-  std::lock_guard lock(pool.op_mutex());
+  std::lock_guard turn(pool.turns());
   pool.run(
       [](void* opaque, int thread, int num_threads) {
         const Context& c = *static_cast<const Context*>(opaque);
