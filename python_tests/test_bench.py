@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 
-import numpy as np
 import pytest
 
 from simplear_engine import _C
@@ -13,11 +12,11 @@ from simplear_engine.kernels.op import all_ops
 
 
 def test_row_holds_what_the_table_shows(quick_bench, capsys):
-    assert cli.main(["op", "silu_mul", "--json", "--threads", "1"]) == 0
+    assert cli.main(["op", "rope_append", "--json", "--threads", "1"]) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     (row,) = found["rows"]
-    assert row["op"] == "silu_mul" and row["impl"] == _C.chosen_isa()
+    assert row["op"] == "rope_append" and row["impl"] == _C.chosen_isa()
     assert 0 < row["p10_us"] <= row["us"] <= row["p90_us"] and row["gb_s"] > 0 and row["read_share"] > 0
     assert f"{row['us']:.1f} us" in printed.err and f"{found['roofs']['read_gb_s']:.1f} GB/s" in printed.err
     assert found["machine"]["threads"] == 1 and set(found["key"]) < row.keys() and found["metric"] in row
@@ -25,15 +24,18 @@ def test_row_holds_what_the_table_shows(quick_bench, capsys):
 
 def test_wrong_implementation_is_reported_and_not_timed(quick_bench, monkeypatch, capsys):
     known = all_ops()
-    broken = dataclasses.replace(known["silu_mul"], reference=lambda **args: {"y": np.zeros(1, np.float32)})
-    monkeypatch.setattr(ops, "all_ops", lambda: {**known, "silu_mul": broken})
-    assert cli.main(["op", "silu_mul", "--threads", "1", "--json"]) == 1
+    right = known["rope_append"].reference
+    broken = dataclasses.replace(
+        known["rope_append"], reference=lambda **given: {name: 2 * value for name, value in right(**given).items()}
+    )
+    monkeypatch.setattr(ops, "all_ops", lambda: {**known, "rope_append": broken})
+    assert cli.main(["op", "rope_append", "--threads", "1", "--json"]) == 1
     printed = capsys.readouterr()
     assert "WRONG, not timed" in printed.err and "us" not in json.loads(printed.out)["rows"][0]
 
 
 def test_every_instruction_set_of_the_processor_can_be_asked_for(quick_bench, capsys):
-    assert cli.main(["op", "rms_norm", "--isa", "all", "--threads", "1", "--json"]) == 0
+    assert cli.main(["op", "gumbel_noise", "--isa", "all", "--threads", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["impl"] for row in rows] == _C.available_isas()
 
@@ -54,11 +56,11 @@ def test_list_names_every_op(capsys):
     "arguments, message",
     [
         (["op", "nothing"], "op nothing: expected all or one of"),
-        (["op", "silu_mul", "--isa", "neon"], "no implementation named neon"),
-        (["op", "silu_mul", "--case", "N77777"], "no case of silu_mul matches --case 'N77777'"),
-        (["op", "silu_mul", "--dtype", "float8"], "--dtype: expected some of"),
-        (["op", "silu_mul", "--threads", "0"], "threads: expected an integer in 1..1024, got 0"),
-        (["op", "silu_mul", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
+        (["op", "rope_append", "--isa", "neon"], "no implementation named neon"),
+        (["op", "rope_append", "--case", "N77777"], "no case of rope_append matches --case 'N77777'"),
+        (["op", "rope_append", "--dtype", "float8"], "--dtype: expected some of"),
+        (["op", "rope_append", "--threads", "0"], "threads: expected an integer in 1..1024, got 0"),
+        (["op", "rope_append", "--threads", "two"], "argument --threads: invalid int value: 'two'"),
         (["step", "--rows", "2,x"], "--rows: expected integers, comma-separated, in 1..4096, got '2,x'"),
         (["step", "--window", "65"], "--window: expected integers, comma-separated, in 1..64, got '65'"),
         (["step", "--rows", "2", "--window", "2"], "--rows, --window: expected one of the two"),
@@ -70,8 +72,8 @@ def test_list_names_every_op(capsys):
         (["image", "--batch", "0"], "--batch: expected integers"),
         (["serve", "--rate", "-1"], "--rate: expected a number above 0, got '-1'"),
         (["serve", "--clients", "many"], "--clients: expected integers"),
-        (["op", "silu_mul", "--against", "no-such-revision"], "no git revision named 'no-such-revision'"),
-        (["op", "silu_mul", "--against", "HEAD", "--pairs", "0"], "--pairs: expected an integer in 1..100"),
+        (["op", "rope_append", "--against", "no-such-revision"], "no git revision named 'no-such-revision'"),
+        (["op", "rope_append", "--against", "HEAD", "--pairs", "0"], "--pairs: expected an integer in 1..100"),
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
     ],
@@ -92,7 +94,7 @@ def test_help_teaches_by_example(command, capsys):
 
 def test_saved_documents_follow_each_other_in_one_file(quick_bench, tmp_path, capsys):
     for _ in range(2):
-        assert cli.main(["op", "silu_mul", "--threads", "1", "--save", str(tmp_path)]) == 0
+        assert cli.main(["op", "rope_append", "--threads", "1", "--save", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert path.name.endswith("-op.jsonl") and first["machine"]["date"][:10] in path.name
@@ -102,13 +104,13 @@ def test_saved_documents_follow_each_other_in_one_file(quick_bench, tmp_path, ca
 def test_missing_matplotlib_is_said_before_anything_is_measured(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(ops, "run", None)
-    assert cli.main(["op", "silu_mul", "--plot"]) == 2
+    assert cli.main(["op", "rope_append", "--plot"]) == 2
     assert "pip install 'simplear-engine[bench]'" in capsys.readouterr().err
 
 
 def test_roofline_is_drawn(quick_bench, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert cli.main(["op", "silu_mul", "--threads", "1", "--plot", str(tmp_path)]) == 0
+    assert cli.main(["op", "rope_append", "--threads", "1", "--plot", str(tmp_path)]) == 0
     (path,) = tmp_path.iterdir()
     assert path.name.endswith("-op-roofline.png") and path.read_bytes().startswith(b"\x89PNG")
 

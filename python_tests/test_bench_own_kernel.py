@@ -12,9 +12,10 @@ import pytest
 from simplear_engine.bench import Case, compare
 from simplear_engine.errors import InvalidRequestError
 
-CASE = Case({"N": 2, "I": 37}, {"y": "float32"})
+FLOATS = {"x": "float32", "weight": "float32", "y": "float32"}
+CASE = Case({"N": 3, "M": 5, "K": 37}, FLOATS, {"accumulate": 0})
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarking.md"
-WRONG = "\nvoid wrong(const float* gate_up, float* y, int32_t n, int32_t size) { y[0] = 1; }\n"
+WRONG = "\nvoid wrong(const float* x, const float* weight, const float* bias, float* y) { y[0] = 1; }\n"
 
 
 def blocks(language):
@@ -22,13 +23,12 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
 
 
-def silu_mul(gate_up, y):
-    gate, up = np.split(gate_up.astype(np.float64), 2, axis=-1)
-    y[:] = gate / (1 + np.exp(-gate)) * up
+def linear(x, weight, bias, y, **scalars):
+    y[:] = x @ weight.T + bias
 
 
 def test_right_kernel_is_timed_beside_ours(quick_bench, capsys):
-    found = compare("silu_mul", silu_mul, case=CASE, threads=1, seconds=0)
+    found = compare("linear", linear, case=CASE, threads=1, seconds=0)
     assert len(found.ours.seconds) == len(found.mine.seconds) == 2
     assert found.ratio == found.ours.median / found.mine.median > 0
     assert capsys.readouterr().out.strip() == str(found)
@@ -38,46 +38,47 @@ def test_right_kernel_is_timed_beside_ours(quick_bench, capsys):
 def test_wrong_kernel_is_refused_and_not_timed(quick_bench, fault):
     calls = []
 
-    def wrong(gate_up, y):
+    def wrong(x, weight, bias, y, **scalars):
         calls.append(1)
-        silu_mul(gate_up, y) if fault != "does nothing" else None
+        if fault != "does nothing":
+            linear(x, weight, bias, y)
         if fault == "is off by a little":
             y[1, 3] += 0.01
         elif fault == "writes to its input":
-            gate_up[0, 0] += 1
+            x[0, 0] += 1
 
     with pytest.raises(InvalidRequestError, match="your function is wrong, not timed"):
-        compare("silu_mul", wrong, case=CASE, threads=1, seconds=0)
+        compare("linear", wrong, case=CASE, threads=1, seconds=0)
     assert len(calls) == 1
 
 
 def test_weights_come_as_rows_and_bfloat16_as_bits(quick_bench):
     seen = {}
 
-    def linear(x, weight, bias, y, **scalars):
+    def mine(x, weight, bias, y, **scalars):
         seen.update(x=x, weight=weight, scalars=scalars)
         widened = [(bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for bits in (x, weight)]
         y[:] = widened[0] @ widened[1].T + bias
 
-    compare("linear", linear, case="N2-M64-K64-x=bfloat16-weight=bfloat16-y=float32-accumulate=0", threads=1, seconds=0)
+    compare("linear", mine, case="N2-M64-K64-x=bfloat16-weight=bfloat16-y=float32-accumulate=0", threads=1, seconds=0)
     assert seen["weight"].shape == (64, 64) and seen["x"].dtype == seen["weight"].dtype == np.uint16
     assert seen["scalars"]["accumulate"] == 0
 
 
 def test_tensors_can_be_had_in_place_of_arrays(quick_bench):
-    def mine(gate_up, y):
-        assert (gate_up.dtype, y.dtype) == ("float32", "float32")
-        silu_mul(gate_up.numpy(), y.numpy())
+    def mine(x, weight, bias, y, **scalars):
+        assert (x.dtype, weight.shape) == ("float32", (5, 37))
+        linear(x.numpy(), weight.numpy(), bias.numpy(), y.numpy())
 
-    compare("silu_mul", mine, case=CASE, threads=1, seconds=0, tensors=True)
+    compare("linear", mine, case=CASE, threads=1, seconds=0, tensors=True)
 
 
 @pytest.mark.parametrize(
-    "op, case, message", [("silu", None, "op silu: expected one of"), ("silu_mul", "N77", "no case matches 'N77'")]
+    "op, case, message", [("linea", None, "op linea: expected one of"), ("linear", "N77", "no case matches 'N77'")]
 )
 def test_wrong_name_is_one_clear_line(op, case, message):
     with pytest.raises(InvalidRequestError, match=message):
-        compare(op, silu_mul, case=case)
+        compare(op, linear, case=case)
 
 
 @pytest.fixture(scope="module")
@@ -106,4 +107,4 @@ def test_documented_compiled_library_runs(quick_bench, library, capsys, monkeypa
 
 def test_wrong_compiled_library_is_refused(quick_bench, library):
     with pytest.raises(InvalidRequestError, match="your function is wrong"):
-        compare("silu_mul", ctypes.CDLL(str(library)).wrong, case=CASE, threads=1, seconds=0)
+        compare("linear", ctypes.CDLL(str(library)).wrong, case=CASE, threads=1, seconds=0)

@@ -23,27 +23,41 @@ def rig(request, tiny_checkpoint):
     rig.close()
 
 
-def logits(rig, rows):
-    return rig.engine._activations.logits.storage.numpy()[:rows].copy()
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_are_the_same_alone_and_in_the_batch(rig, shape):
     rig.check_rows(shape)
-    rig.run(shape)
-    together = logits(rig, shape.rows)
-    assert len(np.unique(together, axis=0)) == shape.rows, "all rows compute something of their own"
+    assert len(np.unique(rig.logits(shape), axis=0)) == shape.rows, "all rows compute something of their own"
+    tokens, log_probs = rig.draws(shape)
+    assert len(tokens) == shape.num_pairs * shape.window and (tokens >= 0).all() and np.isfinite(log_probs).all()
 
 
 def test_gate_refuses_a_row_that_depends_on_its_neighbours(rig, monkeypatch):
-    fill = shapes.fill_one_row
+    fill = shapes.fill_scoring
 
-    def other_token(plan, shape, model, row):
+    def other_token(plan, shape, model, row=None):
         fill(plan, shape, model, row)
-        plan.token_ids.numpy()[0] += 1
+        plan.token_ids.numpy()[0] += row is not None
 
-    monkeypatch.setattr(shapes, "fill_one_row", other_token)
+    monkeypatch.setattr(shapes, "fill_scoring", other_token)
     with pytest.raises(InternalError, match="row 0 alone has other logits than in the batch"):
+        rig.check_rows(Shape(2, 17))
+
+
+def test_gate_refuses_a_pair_that_draws_something_else_alone(rig, monkeypatch):
+    fill = shapes.fill
+
+    def other_seed(plan, shape, model, pairs=None):
+        fill(plan, shape, model, pairs)
+        plan.seed.numpy()[:4] += pairs == [2]
+
+    monkeypatch.setattr(shapes, "fill", other_seed)
+    with pytest.raises(InternalError, match="pair 2 alone draws other codes than in the batch"):
+        rig.check_rows(Shape(5, 40))
+
+
+def test_gate_refuses_logits_that_no_step_wrote(rig, monkeypatch):
+    monkeypatch.setattr(rig.engine, "_program", _C.Program())
+    with pytest.raises(InternalError, match="logits are not finite"):
         rig.check_rows(Shape(2, 17))
 
 
@@ -55,8 +69,10 @@ def test_gate_refuses_greedy_codes_that_scoring_does_not_prefer(rig, monkeypatch
 
 
 def test_first_row_of_a_window_is_the_row_without_drafts(rig):
-    rig.run(with_window(4, 30))
-    plan = rig.engine._plan
+    window, plan = with_window(4, 30), rig.engine._plan
+    with_drafts = rig.logits(window)
+    np.testing.assert_array_equal(rig.logits(window, 0)[0], with_drafts[0])
+    rig.run(window)
     assert (plan.num_tokens, plan.num_seqs, plan.num_draws) == (8, 2, 4)
     np.testing.assert_array_equal(plan.positions.numpy()[:8], [29, 30, 31, 32] * 2)
     np.testing.assert_array_equal(plan.context_lens.numpy()[:2], [33, 33])

@@ -1,4 +1,4 @@
-"""Measurements for kernel developers: `python -m simplear_engine.bench --help`, and `compare` for a kernel of one's own.
+"""Measurements for kernel developers: `python -m simplear_engine.bench --help`, and `compare` for a kernel of your own.
 
 Whatever is timed here has just passed a check against something slower and simpler. The engine never imports this
 package.

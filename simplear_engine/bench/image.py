@@ -2,8 +2,7 @@
 
 Each round starts a fresh process for every model, so that import, loading and the first picture are what a user of the
 command line meets (files are in the page cache from the second round on). The same process then draws batches with
-pixels, which are decoded beside the next picture's codes. Every picture of a batch must be the one of its seed alone and
-that of the other rounds.
+pixels, which are decoded beside the next picture's codes. Every picture of a batch must be that of its seed alone and that of the other rounds.
 """
 
 import json
@@ -104,8 +103,8 @@ def rows_of(name: str, answers: list[dict]) -> list[dict]:
     for batch in first["seconds_per_image"]:
         times = Times.of(answer["seconds_per_image"][batch] for answer in answers)
         row = {
-            "model": name, "dtype": first["dtype"], "pixels": first["size"][0], "batch": int(batch), **times.fields("s"),
-            "images_per_s": 1 / times.median, "times_alone": alone / times.median,
+            "model": name, "dtype": first["dtype"], "pixels": first["size"][0], "batch": int(batch),
+            **times.fields("s"), "images_per_s": 1 / times.median, "times_alone": alone / times.median,
         }  # fmt: skip
         if batch == "1":
             row["cold_s"] = {

@@ -37,7 +37,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("name", help="name of an op, or all")
     parser.add_argument(
         "--isa", "--impl", dest="impl", metavar="NAMES",
-        help="implementations, comma-separated, or all (default: the one this processor chooses). On a CPU there is one "
+        help="implementations, comma-separated, or all (default: the one that is chosen here). On a CPU there is one "
         "for each instruction set",
     )  # fmt: skip
     parser.add_argument("--dtype", help="only cases that choose this type for an argument")

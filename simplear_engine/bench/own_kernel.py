@@ -1,12 +1,11 @@
 """Somebody's own kernel against ours, without touching the tree: checked first, then timed in turns.
 
-    from simplear_engine.bench import Case, compare
+    from simplear_engine.bench import compare
 
-    def mine(gate_up, y):
-        gate, up = np.split(gate_up, 2, axis=-1)
-        y[:] = gate / (1 + np.exp(-gate)) * up
+    def mine(x, weight, bias, y, **scalars):
+        y[:] = x @ weight.T + bias
 
-    compare("silu_mul", mine, case=Case({"N": 2, "I": 4864}, {"y": "float32"}))
+    compare("linear", mine, case="x=float32-weight=float32")
 
 docs/benchmarking.md says how a compiled library is called.
 """
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simplear_engine import _C
 from simplear_engine.backend import CpuBackend
 from simplear_engine.bench.machine import checked, one_line
 from simplear_engine.bench.ops import Recorded
@@ -60,10 +60,10 @@ def compare(
 
     function: a Python callable that is called with the op's arguments and scalars by name and writes the outputs in
     place; arrays are NumPy views, bfloat16 as uint16 bits (with tensors=True, `_C.Tensor`s). Or a function of a
-    ctypes.CDLL: it gets the address of every argument in the order of the declaration (NULL where the case has none),
-    then the size of every axis as int32, then every scalar as int32 or float. Weights come as plain rows, not packed;
-    packing is yours to do, before. case: a Case, or a part of the name of a declared one (default: the first to time).
-    impl: which of ours (default: the one this processor chooses). Raises InvalidRequestError where the outputs are
+    ctypes.CDLL: it gets the addresses of the arguments that the case has in the order of the declaration, then the size
+    of every axis as int32, then the scalars that the case names as int32 or float. Weights come as plain rows, not
+    packed; packing is yours to do, before. case: a Case, or a part of the name of a declared one (default: the first to
+    time). impl: which of ours (default: the one this processor chooses). Raises InvalidRequestError where the outputs are
     wrong, and times nothing then.
     """
     if op not in all_ops():
@@ -97,32 +97,22 @@ def _case(op: Op, part: str | None) -> Case:
 
 def _call_of(op: Op, function: Callable, trial: Trial, tensors: bool) -> Callable[[], object]:
     """The function with its arguments bound, so that a turn times nothing else."""
-    given = {name: _plain(trial, name) for name in op.args}
-    scalars = {**op.scalars, **trial.case.scalars}
+    given = {name: _plain(trial, name) for name in op.args if name in trial._args}
     if isinstance(function, ctypes._CFuncPtr):
-        addresses = [None if tensor is None else ctypes.c_void_p(tensor.address) for tensor in given.values()]
-        sizes = op.solve_axes(
-            {name: tensor.shape for name, tensor in given.items() if tensor is not None}, known=trial.case.axes
-        )
-        values = [ctypes.c_int32(sizes[axis]) for axis in op.axes]
-        values += [
-            ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int32(value) for value in scalars.values()
-        ]
-        bound = [*addresses, *values]
+        sizes = op.solve_axes({name: tensor.shape for name, tensor in given.items()}, known=trial.case.axes)
+        bound = [ctypes.c_void_p(tensor.address) for tensor in given.values()]
+        bound += [ctypes.c_int32(sizes[axis]) for axis in op.axes]
+        for value in trial.case.scalars.values():
+            bound.append(ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int32(value))
         # The tensors must outlive the addresses.
         return lambda kept=given: function(*bound)
-    views = {name: tensor for name, tensor in given.items() if tensor is not None}
-    if not tensors:
-        views = {name: tensor.numpy() for name, tensor in views.items()}
+    views = given if tensors else {name: tensor.numpy() for name, tensor in given.items()}
+    scalars = {**op.scalars, **trial.case.scalars}
     return lambda: function(**views, **scalars)
 
 
 def _plain(trial: Trial, name: str):
-    """The argument as a `_C.Tensor` that anybody can read; None where the case has none."""
-    from simplear_engine import _C
-
-    if name not in trial._args:
-        return None
+    """The argument as a `_C.Tensor` that anybody can read."""
     if name not in trial.op.layouts:
         return trial._args[name]
     dtype = trial._dtype(name)

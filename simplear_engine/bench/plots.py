@@ -35,6 +35,8 @@ def step_cost(document: dict, folder: Path) -> list[Path]:
         axes.set_title(f"{document['model']}, context {context}, {_machine(document)}", fontsize=8)
         x = sorted({row["rows"] for row in rows})
         axes.set_xticks(x, labels=[str(value) for value in x])
+        axes.set_xticks([], minor=True)
+        _plain_numbers(axes.yaxis)
         paths.append(_write(plt, figure, axes, folder, f"{stem(document)}-context-{context}.png"))
     return paths
 
@@ -60,8 +62,18 @@ def roofline(document: dict, folder: Path) -> list[Path]:
             marker=markers[index % len(markers)], color=f"C{index % 10}", alpha=0.7,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte, by the op's declaration", ylabel="GFLOP/s")
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
     axes.set_title(f"ops, {_machine(document)}; above the slope: the inputs stayed in cache", fontsize=8)
     return [_write(plt, figure, axes, folder, f"{stem(document)}-roofline.png")]
+
+
+def _plain_numbers(axis) -> None:
+    """20 and not 2 x 10^1, also between powers of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def _machine(document: dict) -> str:

@@ -1,8 +1,8 @@
 """What a benchmark found, as one JSON document, and where such documents are kept.
 
 Every command gives {"benchmark", "machine", "key", "metric", "rows", ...}: `key` names the fields that tell rows apart,
-`metric` the one to compare between two runs; more of it is less good. The table on the screen is made from the document,
-so it shows nothing that the document lacks.
+`metric` the one to compare between two runs; more of it is less good. The table on the screen is made from the
+document, so it shows nothing that the document lacks.
 """
 
 import json

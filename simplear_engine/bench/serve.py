@@ -150,7 +150,7 @@ def lines(document: dict) -> list[str]:
     told = [
         f"{document['model']} {document['dtype']}, {'with' if document['pixels'] else 'without'} pixels, "
         f"{document['max_pairs']} pictures in flight at most; every picture is the one drawn alone",
-        f"{'load':<22} {'images/s':>9} {'latency p50':>12} {'p90':>8} {'p99':>8} {'queue p50':>10} {'p90':>8} {'p99':>8}  s",
+        f"{'seconds':<22} {'images/s':>9} {'latency p50':>12} {'p90':>8} {'p99':>8} {'queue p50':>10} {'p90':>8} {'p99':>8}",
     ]
     for row in document["rows"]:
         name = f"closed, {row['clients']} clients" if row["rate"] is None else f"Poisson, {row['rate']:g} a second"

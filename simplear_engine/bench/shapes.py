@@ -1,7 +1,7 @@
 """What a timed step consists of, and how a step plan says that.
 
-`Shape` is the question (how many rows, how long their contexts); `fill` writes it into a plan as the scheduler would for
-pictures in the middle of being drawn, with KV blocks of its own for every sequence. Knows nothing of models or of time.
+`Shape` is the question (how many rows, how long their contexts); `fill` writes it into a plan as the scheduler would
+for pictures in the middle of being drawn, with KV blocks of its own for every sequence. Knows nothing of models or of time.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from simplear_engine.kernels.rope_append import BLOCK_SIZE
 
 @dataclass(frozen=True)
 class Shape:
-    """rows query rows in guided pairs (an odd last one is not guided), each with `context` keys to read, its own included.
+    """rows query rows in guided pairs (an odd last one is not guided), each with `context` keys to read, its own too.
 
     With window > 1, one pair whose two sequences carry window rows each: the last known code and window - 1 drafts. The
     first of them reads `context` keys, each further one a key more.
@@ -53,23 +53,26 @@ def with_window(window: int, context: int) -> Shape:
     return Shape(rows=2 * window, context=context, window=window)
 
 
-def fill(plan, shape: Shape, model) -> None:
-    """One whole step of `shape`. Tokens are codes of `model` that differ from row to row and are the same every time."""
+def fill(plan, shape: Shape, model, pairs=None) -> None:
+    """One whole step of `shape`, or what it holds of some guided pairs. Tokens are codes of `model` that differ from
+    row to row and are the same every time."""
     _clear(plan)
-    for seq in range(shape.num_seqs):
-        _append(plan, shape, model, seq, first=0, count=shape.window)
-    for pair in range(shape.num_pairs):
-        cond, uncond = 2 * pair, 2 * pair + 1
+    for pair in range(shape.num_pairs) if pairs is None else pairs:
+        seqs = [seq for seq in (2 * pair, 2 * pair + 1) if seq < shape.num_seqs]
+        first_rows = [_append(plan, shape, model, seq, range(shape.window)) for seq in seqs]
         for i in range(shape.window):
-            is_guided = uncond < shape.num_seqs
-            _draw(plan, model, pair, cond * shape.window + i, uncond * shape.window + i if is_guided else -1)
+            _draw(plan, model, pair, i, [row + i for row in first_rows])
 
 
-def fill_one_row(plan, shape: Shape, model, row: int) -> None:
-    """The same step's row `row` and nothing else. Rows before it in its sequence must have been computed."""
+def fill_scoring(plan, shape: Shape, model, row: int | None = None) -> None:
+    """The rows of the same step without its draws, so that their logits are stored; or one of them alone, when those
+    before it in its sequence were computed."""
     _clear(plan)
-    _append(plan, shape, model, row // shape.window, first=row % shape.window, count=1)
-    _draw(plan, model, slot=0, cond_row=0, uncond_row=-1)
+    rows = range(shape.rows) if row is None else [row]
+    for seq in range(shape.num_seqs):
+        mine = [row - seq * shape.window for row in rows if row // shape.window == seq]
+        if mine:
+            _append(plan, shape, model, seq, mine)
 
 
 def _clear(plan) -> None:
@@ -77,32 +80,33 @@ def _clear(plan) -> None:
     plan.query_start_loc.numpy()[0] = 0
 
 
-def _append(plan, shape: Shape, model, seq: int, first: int, count: int) -> None:
-    """Rows first..first+count-1 of sequence `seq`."""
+def _append(plan, shape: Shape, model, seq: int, offsets) -> int:
+    """The rows of sequence `seq` at these offsets from its first, each with its logits; returns the first one's row."""
     blocks = range(seq * shape.blocks_per_seq, (seq + 1) * shape.blocks_per_seq)
-    n = plan.num_tokens
-    for i in range(first, first + count):
-        position, row = shape.context - 1 + i, plan.num_tokens
-        code = (7919 * (seq * shape.window + i) + 11) % model.num_codes
+    begin = plan.num_tokens
+    for row, offset in enumerate(offsets, begin):
+        position = shape.context - 1 + offset
+        code = (7919 * (seq * shape.window + offset) + 11) % model.num_codes
         plan.token_ids.numpy()[row] = model.visual_offset + code
-        plan.token_slot.numpy()[row] = plan.num_seqs // 2
+        plan.token_slot.numpy()[row] = seq // 2
         plan.positions.numpy()[row] = position
         plan.slot_mapping.numpy()[row] = blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-        plan.logit_rows.numpy()[plan.num_logit_rows] = row
-        plan.num_logit_rows += 1
-        plan.num_tokens += 1
+        plan.logit_rows.numpy()[row] = row
+    plan.num_tokens = plan.num_logit_rows = begin + len(offsets)
     here = plan.num_seqs
-    plan.query_start_loc.numpy()[here + 1] = n + count
-    plan.context_lens.numpy()[here] = shape.context + first + count - 1
+    plan.query_start_loc.numpy()[here + 1] = plan.num_tokens
+    plan.context_lens.numpy()[here] = shape.context + offsets[-1]
     plan.block_table.numpy()[here, : len(blocks)] = blocks
     plan.num_seqs = here + 1
+    return begin
 
 
-def _draw(plan, model, slot: int, cond_row: int, uncond_row: int) -> None:
+def _draw(plan, model, pair: int, position: int, rows: list[int]) -> None:
+    """A code from one row of logits, or from a conditional and an unconditional one, as users get it by default."""
     values = {
-        "cond_row": cond_row, "uncond_row": uncond_row, "guidance_scale": 6.0 if uncond_row >= 0 else 1.0,
-        "temperature": 1.0, "top_k": model.num_codes, "top_p": 1.0, "seed": 7 + slot, "position": plan.num_draws,
-        "draw_slot": slot,
+        "cond_row": rows[0], "uncond_row": rows[1] if len(rows) > 1 else -1,
+        "guidance_scale": 6.0 if len(rows) > 1 else 1.0, "temperature": 1.0, "top_k": model.num_codes, "top_p": 1.0,
+        "seed": 7 + pair, "position": position, "draw_slot": pair,
     }  # fmt: skip
     for name, value in values.items():
         getattr(plan, name).numpy()[plan.num_draws] = value

@@ -90,7 +90,7 @@ def measure(name: str, rigs: dict[str, StepRig], wanted: list[Shape], rounds: in
     backend = next(iter(rigs.values())).backend
     cells = [(dtype, shape) for dtype in rigs for shape in wanted]
     with progress.bar(total=len(cells), desc="checking") as bar:
-        for dtype, rig in rigs.items():
+        for rig in rigs.values():
             rig.check_greedy()
             rig.take_over(wanted)
             for shape in wanted:

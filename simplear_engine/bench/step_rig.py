@@ -19,6 +19,7 @@ from simplear_engine.forward import cache_block_bytes
 
 GREEDY_PROMPT = tuple(range(1000, 1030))
 GREEDY_GRID = 4  # the greedy picture has this many codes a side
+MIN_BLOCKS = 64  # room for that picture
 
 
 class StepRig:
@@ -35,9 +36,10 @@ class StepRig:
                     f"{model.max_position_embeddings} positions"
                 )
         num_blocks = max(shape.num_blocks for shape in wanted)
+        # Asked for as if keys and values were float32; blocks that no step touches never take memory.
         self.engine = Engine.from_pretrained(
             folder, dtype=dtype, threads=threads, max_pairs=max(shape.num_pairs for shape in wanted),
-            kv_cache_bytes=max(num_blocks, 64) * cache_block_bytes(model, dtype),
+            kv_cache_bytes=max(num_blocks, MIN_BLOCKS) * cache_block_bytes(model, "float32"),
         )  # fmt: skip
         self.model, self.dtype, self.backend = self.engine.model, dtype, self.engine._backend
         self._current: Shape | None = None
@@ -67,18 +69,35 @@ class StepRig:
         self.engine._program.run(self.engine._plan, self.backend.pool)
 
     def check_rows(self, shape: Shape) -> None:
-        """The first, the middle and the last row of the step must have the same logits alone, bit for bit."""
-        self.run(shape)
-        logits = self.engine._activations.logits.storage.numpy()
-        together = logits[: shape.rows].copy()
+        """Rows must have the same logits alone, and pairs the same draws, bit for bit: the first, middle and last."""
+        together = self.logits(shape)
         if not np.isfinite(together).all():
             raise InternalError(f"{self._named(shape)}: logits are not finite")
         for row in sorted({0, shape.rows // 2, shape.rows - 1}):
-            self._current = None
-            shapes.fill_one_row(self.engine._plan, shape, self.model, row)
-            self.engine._program.run(self.engine._plan, self.backend.pool)
-            if not np.array_equal(logits[0], together[row]):
+            if not np.array_equal(self.logits(shape, row)[0], together[row]):
                 raise InternalError(f"{self._named(shape)}: row {row} alone has other logits than in the batch")
+        draws = self.draws(shape)
+        for pair in sorted({0, shape.num_pairs // 2, shape.num_pairs - 1}):
+            alone, mine = self.draws(shape, pair), slice(pair * shape.window, (pair + 1) * shape.window)
+            if not all(np.array_equal(a, b[mine]) for a, b in zip(alone, draws, strict=True)):
+                raise InternalError(f"{self._named(shape)}: pair {pair} alone draws other codes than in the batch")
+
+    def logits(self, shape: Shape, row: int | None = None) -> np.ndarray:
+        """float32 [rows, codes] of the step's rows, or of one of them alone."""
+        self._current = None
+        logits = self.engine._activations.logits.storage.numpy()
+        logits[: shape.rows] = np.nan  # what a step leaves out must not pass for its result
+        shapes.fill_scoring(self.engine._plan, shape, self.model, row)
+        self.engine._program.run(self.engine._plan, self.backend.pool)
+        return logits[: shape.rows if row is None else 1].copy()
+
+    def draws(self, shape: Shape, pair: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(codes, log-probabilities) that the step draws, or one of its pairs alone."""
+        self._current = None
+        plan = self.engine._plan
+        shapes.fill(plan, shape, self.model, None if pair is None else [pair])
+        self.engine._program.run(plan, self.backend.pool)
+        return tuple(tensor.numpy()[: plan.num_draws].copy() for tensor in (plan.token, plan.log_prob))
 
     def seconds_by_op(self, shape: Shape, runs: int) -> dict[str, float]:
         """Seconds that a step spends in each op, the longest first."""
@@ -93,7 +112,7 @@ class StepRig:
         return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
     def bytes_read(self, shape: Shape) -> tuple[int, int]:
-        """(weights, keys and values) that a step of this shape must read once, but for a row of the embedding a token."""
+        """(weights, keys and values) that a step of this shape must read once; a row of the embedding a token apart."""
         return nbytes(self._streamed()), sum(shape.context_lens) * self._bytes_per_key()
 
     def flops(self, shape: Shape) -> int:
