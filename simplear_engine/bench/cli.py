@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "list":
             from simplear_engine.bench import ops
 
-            print("\n".join(ops.list_lines()))
+            rows = ops.known_ops()
+            print(json.dumps({"benchmark": "list", "rows": rows}) if options.json else "\n".join(ops.list_lines(rows)))
             return 0
         return _measure(options, arguments)
     except (SimplearError, OSError) as error:
@@ -96,7 +97,8 @@ def _parser() -> _Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m simplear_engine.bench", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="ops, their implementations and what is timed of them")
+    listing = commands.add_parser("list", help="ops, their implementations and what is timed of them")
+    listing.add_argument("--json", action="store_true", help="one JSON document, the names of all cases in it")
     for name, module in _commands().items():
         command = commands.add_parser(
             name, help=_HELP[name], description=module.__doc__, epilog=module.EXAMPLES, formatter_class=raw

@@ -2,23 +2,24 @@
 
 Each round starts a fresh process for every model, so that import, loading and the first picture are what a user of the
 command line meets (files are in the page cache from the second round on). The same process then draws batches with
-pixels, which are decoded beside the next picture's codes. Every picture of a batch must be that of its seed alone and that of the other rounds.
+pixels, which are decoded beside the next picture's codes. Every picture of a batch must be that of its seed alone, and
+that of the other rounds.
 """
 
 import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from simplear_engine.backend import DTYPES, CpuBackend
 from simplear_engine.bench import arguments, progress, results
+from simplear_engine.bench.models import model_folder
 from simplear_engine.bench.timing import Times
 from simplear_engine.errors import InternalError, InvalidRequestError
-from simplear_engine.testing.random_checkpoint import SIZES, write_random_checkpoint
+from simplear_engine.testing.random_checkpoint import SIZES
 
 KEY = ("model", "dtype", "pixels", "batch")
 PROMPT = "a red apple"
@@ -56,7 +57,10 @@ def run(options) -> dict:
     names = list(dict.fromkeys(options.model.split(",")))
     backend = CpuBackend(options.threads)
     with ExitStack() as stack:
-        folders = {name: _folder(name, stack) for name in names}
+        folders = {}
+        for name in names:
+            folder, _ = stack.enter_context(model_folder(None, name, default="default", image_tokenizer=True))
+            folders[name] = str(folder.resolve())
         asked = {"dtype": dtype, "threads": backend.pool.size, "pixels": pixels, "batches": batches, "prompt": PROMPT}
         answers: dict[str, list[dict]] = {name: [] for name in names}
         with progress.bar(total=rounds * len(names), desc="cold processes") as bar:
@@ -66,18 +70,6 @@ def run(options) -> dict:
                     bar.update()
     rows = [row for name in names for row in rows_of(name, answers[name])]
     return results.document("image", backend, rows, KEY, "s", rounds=rounds, prompt=PROMPT)
-
-
-def _folder(name: str, stack: ExitStack) -> str:
-    if name == "default":
-        return name
-    if name in SIZES:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="simplear-bench-"))
-        write_random_checkpoint(folder, name, image_tokenizer=True)
-        return folder
-    if not Path(name).is_dir():
-        raise InvalidRequestError(f"--model: expected default, {', '.join(SIZES)} or a folder, got {name!r}")
-    return str(Path(name).resolve())
 
 
 def draw(asked: dict) -> dict:

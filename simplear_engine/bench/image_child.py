@@ -35,8 +35,9 @@ def main() -> None:
     with engine:
         (first,) = engine.generate(asked["prompt"], seed=0, **draw)
         drawn = clock()
-        digests = {0: digest(first)}
+        assert first.pixels.shape[0] == 3
         decoded = clock()
+        digests = {0: digest(first)}
         seconds = {}
         for batch in asked["batches"]:
             start = clock()
@@ -57,7 +58,7 @@ def main() -> None:
             "pixels": decoded - drawn,
         }
         total = decoded - begin + phases["start"]
-        # Text, hand-over between threads, digests: what no phase claims.
+        # Text and hand-over between threads: what no phase claims.
         phases["other"] = total - sum(phases.values())
         phases["first picture"] = total
     print(

@@ -56,13 +56,24 @@ class Recorded:
         self._program.run(self._plan, self._pool)
 
 
-def list_lines() -> list[str]:
-    told = []
-    for name, op in sorted(all_ops().items()):
-        dtypes = sorted({dtype for case in op.bench_cases for dtype in case.dtypes.values()})
-        impls = ", ".join(sorted(_C.op_impls().get(name, [])))
-        told.append(f"{name:<18} {impls:<44} {len(op.bench_cases):>3} cases  {', '.join(dtypes)}")
-    return told
+def known_ops() -> list[dict]:
+    """What `list` shows."""
+    return [
+        {
+            "op": name,
+            "impls": sorted(_C.op_impls().get(name, [])),
+            "cases": [case.id for case in op.bench_cases],
+            "dtypes": sorted({dtype for case in op.bench_cases for dtype in case.dtypes.values()}),
+        }
+        for name, op in sorted(all_ops().items())
+    ]
+
+
+def list_lines(rows: list[dict]) -> list[str]:
+    return [
+        f"{row['op']:<18} {', '.join(row['impls']):<44} {len(row['cases']):>3} cases  {', '.join(row['dtypes'])}"
+        for row in rows
+    ]
 
 
 def cases_of(op: Op, part: str | None, dtype: str | None) -> list[Case]:

@@ -63,7 +63,7 @@ def compare(
     ctypes.CDLL: it gets the addresses of the arguments that the case has in the order of the declaration, then the size
     of every axis as int32, then the scalars that the case names as int32 or float. Weights come as plain rows, not
     packed; packing is yours to do, before. case: a Case, or a part of the name of a declared one (default: the first to
-    time). impl: which of ours (default: the one this processor chooses). Raises InvalidRequestError where the outputs are
+    time). impl: which of ours (default: the one that is chosen here). Raises InvalidRequestError where the outputs are
     wrong, and times nothing then.
     """
     if op not in all_ops():

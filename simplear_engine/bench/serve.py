@@ -13,7 +13,7 @@ import numpy as np
 from simplear_engine import Engine
 from simplear_engine.backend import DTYPES
 from simplear_engine.bench import arguments, progress, results
-from simplear_engine.bench.step import model_folder
+from simplear_engine.bench.models import model_folder
 from simplear_engine.bench.timing import Times
 from simplear_engine.errors import InternalError
 from simplear_engine.testing.random_checkpoint import SIZES
@@ -122,8 +122,7 @@ def run(options) -> dict:
     (max_pairs,) = arguments.integers("--max-pairs", options.max_pairs, 1, 4096, one=True)
     dtype = arguments.one_of_each("--dtype", options.dtype, ("auto", *DTYPES))[0]
     rates = [arguments.positive_number("--rate", part) for part in options.rate.split(",")] if options.rate else None
-    model = options.model or (None if options.size else "default")
-    with model_folder(options.size, model) as (folder, name):
+    with model_folder(options.size, options.model, default="default") as (folder, name):
         with Engine.from_pretrained(folder, dtype=dtype, threads=options.threads, max_pairs=max_pairs) as engine:
             with_pixels = engine.has_image_tokenizer and not options.no_pixels
             rows = measure(Load(engine, with_pixels), clients, rates, pictures)
@@ -150,7 +149,7 @@ def lines(document: dict) -> list[str]:
     told = [
         f"{document['model']} {document['dtype']}, {'with' if document['pixels'] else 'without'} pixels, "
         f"{document['max_pairs']} pictures in flight at most; every picture is the one drawn alone",
-        f"{'seconds':<22} {'images/s':>9} {'latency p50':>12} {'p90':>8} {'p99':>8} {'queue p50':>10} {'p90':>8} {'p99':>8}",
+        f"{'':<22} {'images/s':>9} {'latency p50':>12} {'p90':>8} {'p99':>8} {'queue p50':>10} {'p90':>8} {'p99':>8} s",
     ]
     for row in document["rows"]:
         name = f"closed, {row['clients']} clients" if row["rate"] is None else f"Poisson, {row['rate']:g} a second"

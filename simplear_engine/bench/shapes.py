@@ -1,7 +1,7 @@
 """What a timed step consists of, and how a step plan says that.
 
 `Shape` is the question (how many rows, how long their contexts); `fill` writes it into a plan as the scheduler would
-for pictures in the middle of being drawn, with KV blocks of its own for every sequence. Knows nothing of models or of time.
+for pictures in the middle of being drawn, with KV blocks of its own for every sequence. Knows nothing of time.
 """
 
 import dataclasses

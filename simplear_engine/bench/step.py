@@ -4,18 +4,17 @@ The model of a step: it reads every weight once and every key and value of its s
 takes longer at the measured roofs is the least that it can cost.
 """
 
-import tempfile
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 from simplear_engine.backend import DTYPES
 from simplear_engine.bench import arguments, plots, progress, results, shapes
 from simplear_engine.bench.machine import Roofs, barrier
+from simplear_engine.bench.models import model_folder
 from simplear_engine.bench.shapes import Shape
 from simplear_engine.bench.step_rig import StepRig
 from simplear_engine.bench.timing import Times, turn
 from simplear_engine.errors import InvalidRequestError
-from simplear_engine.testing.random_checkpoint import SIZES, write_random_checkpoint
+from simplear_engine.testing.random_checkpoint import SIZES
 
 KEY = ("dtype", "rows", "context", "window")
 TURN_SECONDS = 0.03
@@ -56,30 +55,12 @@ def wanted_shapes(options) -> list[Shape]:
     return [Shape(count, context) for context in contexts for count in rows]
 
 
-@contextmanager
-def model_folder(size: str | None, model: str | None):
-    """(folder, name) of the checkpoint to use; random weights live as long as the context does."""
-    from simplear_engine.checkpoint import resolve
-
-    if size and model:
-        raise InvalidRequestError("--size, --model: expected one of the two")
-    if model:
-        yield resolve(model), model
-        return
-    size = size or "0.5b"
-    with tempfile.TemporaryDirectory(prefix="simplear-bench-") as folder:
-        with progress.bar(total=1, desc=f"writing random {size} weights") as bar:
-            write_random_checkpoint(folder, size)
-            bar.update()
-        yield Path(folder), size
-
-
 def run(options) -> dict:
     wanted = wanted_shapes(options)
     dtypes = arguments.one_of_each("--dtype", options.dtype, DTYPES)
     (rounds,) = arguments.integers("--rounds", options.rounds, 1, 1000, one=True)
     with ExitStack() as stack:
-        folder, name = stack.enter_context(model_folder(options.size, options.model))
+        folder, name = stack.enter_context(model_folder(options.size, options.model, default="0.5b"))
         rigs = {dtype: StepRig(folder, dtype, wanted, options.threads) for dtype in dtypes}
         for rig in rigs.values():
             stack.callback(rig.close)
