@@ -24,7 +24,11 @@ demo: $(VENV)/installed ## sets everything up and draws a red apple into apple.p
 test: $(VENV)/installed-test ## runs all tests on the CPU
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed ## runs the benchmarks; each ends with a line of JSON
+bench: $(VENV)/installed ## runs the benchmarks, which takes a while; docs/benchmarking.md has single ones
+	@set -e; for command in "op all" step "image --model default" serve; do \
+		echo "== simplear_engine.bench $$command"; \
+		$(BIN)/python -m simplear_engine.bench $$command; \
+	done
 	@set -e; for benchmark in benchmarks/*.py; do \
 		echo "== $$benchmark"; \
 		$(BIN)/python $$benchmark; \

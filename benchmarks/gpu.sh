@@ -14,6 +14,7 @@ python=${PYTHON:-python3}
 root=$PWD
 cd "$(mktemp -d)"
 "$python" -m pytest "$root/python_tests" -c "$root/pyproject.toml"
+"$python" -m simplear_engine.bench step
 for benchmark in "$root"/benchmarks/*.py; do
   echo "== $(basename "$benchmark")"
   "$python" "$benchmark"

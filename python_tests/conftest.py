@@ -23,3 +23,18 @@ def tiny_engine(tiny_checkpoint):
 
     with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
         yield engine
+
+
+@pytest.fixture
+def quick_bench(monkeypatch):
+    """Benchmarks that go through all their motions and measure next to nothing."""
+    from simplear_engine.bench import machine, ops, own_kernel, step
+
+    for module in (machine, ops, step):
+        monkeypatch.setattr(module, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(machine, "READ_VALUES", 1 << 12)
+    monkeypatch.setattr(machine, "GEMM_ROWS", 3)
+    monkeypatch.setattr(machine, "GEMM_WEIGHTS", 896 * 896)
+    monkeypatch.setattr(machine, "BARRIERS", 10)
+    monkeypatch.setattr(ops, "ROUNDS", 2)
+    monkeypatch.setattr(own_kernel, "TURNS", 2)

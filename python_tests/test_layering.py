@@ -26,7 +26,7 @@ PYTHON_HEADERS = ("Python.h", "pybind11/", "numpy/")
 ENGINE = ("numpy", "simplear_engine")
 MAY_IMPORT = {
     "kernels": (ENGINE, ()),
-    "simplear_engine": (ENGINE, ("PIL", "tokenizers", "tqdm", "huggingface_hub", "torch")),
+    "simplear_engine": (ENGINE, ("PIL", "tokenizers", "tqdm", "huggingface_hub", "torch", "matplotlib")),
 }
 
 

@@ -23,7 +23,7 @@ def report() -> tuple[list[str], list[str]]:
     facts: list[tuple[str, str]] = [
         ("Python", f"{platform.python_version()} ({sys.executable})"),
         ("System", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        ("CPU", _cpu_model()),
+        ("CPU", cpu_model()),
         ("Cores", f"{len(_usable_cores())} usable of {os.cpu_count()}"),
         ("Memory", _memory()),
     ]
@@ -83,7 +83,7 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -151,6 +151,7 @@ class Engine:
             max_draws=max_draws,
             max_blocks_per_seq=min(longest, num_blocks),
         )
+        self._plan = plan
         self._weights = ModelWeights(model, tensors, dtype, backend.pool)
         self._cache = make_cache(model, num_blocks, CACHE_DTYPES[dtype])
         self._activations = Activations(model, plan, ACTIVATION_DTYPES[dtype])

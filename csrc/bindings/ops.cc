@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "bindings/bindings.h"
@@ -81,6 +83,19 @@ void run_op(const std::string& name, const std::string& impl, const py::dict& fi
   call.op->run(call.params.data(), pool);
 }
 
+// What a barrier costs, for benchmarks: an op's work cannot take less.
+std::vector<double> empty_calls(ThreadPool& pool, int count) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> seconds(std::max(count, 0));
+  std::lock_guard lock(pool.op_mutex());
+  for (double& spent : seconds) {
+    const auto start = Clock::now();
+    pool.run([](void*, int, int) {}, nullptr);
+    spent = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return seconds;
+}
+
 }  // namespace
 
 void bind_ops(py::module_& m) {
@@ -91,7 +106,9 @@ void bind_ops(py::module_& m) {
              return std::make_shared<ThreadPool>(num_threads);
            }),
            py::arg("num_threads"))
-      .def_property_readonly("size", &ThreadPool::size);
+      .def_property_readonly("size", &ThreadPool::size)
+      .def("empty_calls", &empty_calls, py::arg("count"), py::call_guard<py::gil_scoped_release>(),
+           "Calls all threads `count` times to do nothing; the seconds of each call.");
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A recorded forward pass.")
       .def(py::init())

@@ -1,0 +1,177 @@
+"""`list` and `op`: single ops on the cases that their declarations name.
+
+Every figure is taken after the implementation has passed the check against the reference on that very case, in the same
+process; one that fails is reported and not timed. Implementations of a case take turns. Inputs stay in cache from call
+to call where they fit: figures of small cases are compute figures.
+"""
+
+import sys
+
+from simplear_engine import _C
+from simplear_engine.backend import CpuBackend
+from simplear_engine.bench import arguments, plots, progress, results
+from simplear_engine.bench.machine import Roofs, one_line
+from simplear_engine.bench.timing import Times, in_turns
+from simplear_engine.errors import InvalidRequestError, UnsupportedError
+from simplear_engine.kernels.op import Case, Op, all_ops
+from simplear_engine.testing.op_trial import Trial
+
+KEY = ("op", "impl", "case")
+ROUNDS = 5
+TURN_SECONDS = 0.1
+MIN_RUNS = 2
+
+EXAMPLES = """\
+examples:
+  python -m simplear_engine.bench op linear
+  python -m simplear_engine.bench op linear --isa avx2,avx512 --dtype float32 --case N2
+      only cases whose name contains N2 and that have a float32 argument, on two instruction sets in turns
+  python -m simplear_engine.bench op all --isa all --threads 1 --json
+  python -m simplear_engine.bench op all --plot
+  python -m simplear_engine.bench op linear --case N2 --against HEAD~1
+      before and after; see also simplear_engine.bench.compare for a kernel outside the tree
+"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("name", help="name of an op, or all")
+    parser.add_argument(
+        "--isa", "--impl", dest="impl", metavar="NAMES",
+        help="implementations, comma-separated, or all (default: the one that is chosen here). On a CPU there is one "
+        "for each instruction set",
+    )  # fmt: skip
+    parser.add_argument("--dtype", help="only cases that choose this type for an argument")
+    parser.add_argument("--case", help="only cases whose name contains this")
+
+
+class Recorded:
+    """A trial's call in a program, as a step would run it: the time of a run is the kernel's and not Python's."""
+
+    def __init__(self, trial: Trial, pool: _C.ThreadPool):
+        self._program, self._pool = _C.Program(), pool
+        self._plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
+        trial.op.record(self._program, trial.impl, trial._args, **trial.case.scalars)
+
+    def run(self) -> None:
+        self._program.run(self._plan, self._pool)
+
+
+def known_ops() -> list[dict]:
+    """What `list` shows."""
+    return [
+        {
+            "op": name,
+            "impls": sorted(_C.op_impls().get(name, [])),
+            "cases": [case.id for case in op.bench_cases],
+            "dtypes": sorted({dtype for case in op.bench_cases for dtype in case.dtypes.values()}),
+        }
+        for name, op in sorted(all_ops().items())
+    ]
+
+
+def list_lines(rows: list[dict]) -> list[str]:
+    return [
+        f"{row['op']:<18} {', '.join(row['impls']):<44} {len(row['cases']):>3} cases  {', '.join(row['dtypes'])}"
+        for row in rows
+    ]
+
+
+def cases_of(op: Op, part: str | None, dtype: str | None) -> list[Case]:
+    return [
+        case
+        for case in op.bench_cases
+        if (not part or part in case.id) and (not dtype or dtype in case.dtypes.values())
+    ]
+
+
+def run(options) -> dict:
+    ops = all_ops()
+    names = list(ops) if options.name == "all" else [options.name]
+    if unknown := [name for name in names if name not in ops]:
+        raise InvalidRequestError(f"op {unknown[0]}: expected all or one of {', '.join(sorted(ops))}")
+    known = sorted({dtype for op in ops.values() for arg in op.args.values() for dtype in arg.dtypes})
+    if options.dtype:
+        arguments.one_of_each("--dtype", options.dtype, known)
+    chosen = [(ops[name], case) for name in names for case in cases_of(ops[name], options.case, options.dtype)]
+    if not chosen:
+        raise InvalidRequestError(
+            f"no case of {options.name} matches --case {options.case!r} --dtype {options.dtype!r}; "
+            f"`python -m simplear_engine.bench list` counts them"
+        )
+    backend = CpuBackend(options.threads)
+    impls = {name: implementations(name, options.impl, backend) for name in {op.name for op, _ in chosen}}
+    roofs, rows = Roofs(backend), []
+    for op, case in progress.bar(chosen, desc="ops"):
+        roofs.measure()
+        for row in measure(op, impls[op.name], case, backend.pool):
+            if "gb_s" in row:
+                row["read_share"] = row["gb_s"] * 1e9 / roofs.read
+            rows.append(row)
+            progress.write(line_of(row), sys.stderr if options.json else sys.stdout)
+    # The matrix product is a roof of the picture only.
+    weights = {case.dtypes["weight"] for case in ops["linear"].bench_cases if "weight" in case.dtypes}
+    roofs.measure(*sorted(weights if options.plot is not None else ()))
+    return results.document("op", backend, rows, KEY, "us", roofs=roofs.fields())
+
+
+def implementations(op: str, asked: str | None, backend: CpuBackend) -> list[str]:
+    """The implementations of an op that were asked for and that run here."""
+    here = [impl for impl in _C.op_impls()[op] if impl not in _C.compiled_isas() or impl in _C.available_isas()]
+    if asked == "all":
+        return [isa for isa in _C.compiled_isas() if isa in here]
+    chosen = asked.split(",") if asked else [backend.implementation(op)]
+    for impl in chosen:
+        if impl not in here:
+            raise UnsupportedError(f"op {op} has no implementation named {impl} here; it has {', '.join(here)}")
+    return chosen
+
+
+def measure(op: Op, impls: list[str], case: Case, pool: _C.ThreadPool) -> list[dict]:
+    """A row of the table for each implementation; where the check fails, it has "error" and no times."""
+    rows, runs = [], {}
+    for impl in impls:
+        row = {"op": op.name, "impl": impl, "case": case.id, "dtypes": dict(case.dtypes)}
+        trial = Trial(op, impl, case, pool)
+        trial.run()
+        try:
+            trial.check()
+            runs[impl] = Recorded(trial, pool).run
+        except AssertionError as error:
+            row["error"] = one_line(error)
+        rows.append(row)
+    times = in_turns(runs, ROUNDS, TURN_SECONDS, MIN_RUNS)
+    for row in rows:
+        if row["impl"] in times:
+            row |= figures(op, case, times[row["impl"]])
+    return rows
+
+
+def figures(op: Op, case: Case, times: Times) -> dict:
+    found = times.fields("us")
+    if op.flops is not None:
+        found["gflop_s"] = op.flops(case.axes) / times.median / 1e9
+    if op.bytes_moved is not None:
+        found["gb_s"] = op.bytes_moved(case.axes, case.dtypes) / times.median / 1e9
+        if op.flops is not None:
+            found["flop_per_byte"] = op.flops(case.axes) / op.bytes_moved(case.axes, case.dtypes)
+    return found
+
+
+def line_of(row: dict) -> str:
+    start = f"{row['op']:<17} {row['impl']:<12} {row['case']:<62}"
+    if "error" in row:
+        return f"{start} WRONG, not timed: {row['error']}"
+    text = f"{start} {row['us']:>10.1f} us (p10 {row['p10_us']:.1f}, p90 {row['p90_us']:.1f})"
+    if "gflop_s" in row:
+        text += f"  {row['gflop_s']:7.1f} GFLOP/s"
+    if "gb_s" in row:
+        text += f"  {row['gb_s']:6.1f} GB/s, {row['read_share']:.0%} of a read"
+    return text
+
+
+def lines(document: dict) -> list[str]:
+    """What is left to say: the rows were printed as they came."""
+    return [f"a plain read in between: {document['roofs']['read_gb_s']:.1f} GB/s"]
+
+
+plot = plots.roofline
