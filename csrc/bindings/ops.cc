@@ -87,7 +87,7 @@ void run_op(const std::string& name, const std::string& impl, const py::dict& fi
 std::vector<double> empty_calls(ThreadPool& pool, int count) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds(std::max(count, 0));
-  std::lock_guard lock(pool.op_mutex());
+  std::lock_guard turn(pool.turns());
   for (double& spent : seconds) {
     const auto start = Clock::now();
     pool.run([](void*, int, int) {}, nullptr);
