@@ -22,9 +22,6 @@ constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
 constexpr int kMaxTileColumns = kMaxTileVecs * kLanes;
 static_assert(kPanelRows % kMaxTileColumns == 0);
 
-// The line that will be wanted soon. Hardware sees the stream as well, but starts anew at every page.
-inline void prefetch_ahead(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + 2048); }
-
 template <int MR, int NV>
 struct Tile {
   Vec acc[MR][NV];
@@ -36,17 +33,26 @@ struct Tile {
       for (int v = 0; v < NV; ++v) acc[r][v] = Vec{};
   }
 
-  // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with. kStream: the weights
-  // come from memory.
-  template <bool kStream = false>
+  // Sums of an earlier part of k, as store_sums() left them; row_stride: floats from one row to the next.
+  inline void load_sums(const float* sums, int64_t row_stride) {
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) acc[r][v] = load(sums + r * row_stride + v * kLanes);
+  }
+  inline void store_sums(float* sums, int64_t row_stride) const {
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) store(sums + r * row_stride + v * kLanes, acc[r][v]);
+  }
+
+  // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k) {
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
       Vec weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) {
-        if constexpr (kStream) prefetch_ahead(w + v * kLanes);
-        weights[v] = load(w + v * kLanes);
-      }
+      for (int v = 0; v < NV; ++v) weights[v] = load(w + v * kLanes);
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const Vec xr = splat(x[r][i]);
@@ -57,15 +63,11 @@ struct Tile {
   }
 
   // As above for bfloat16; k is even.
-  template <bool kStream = false>
   inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
       VecU pairs[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) {
-        if constexpr (kStream) prefetch_ahead(w + v * kLanes * 2);
-        pairs[v] = load_as<VecU>(w + v * kLanes * 2);
-      }
+      for (int v = 0; v < NV; ++v) pairs[v] = load_as<VecU>(w + v * kLanes * 2);
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         uint32_t pair;

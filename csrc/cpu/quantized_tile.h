@@ -14,15 +14,11 @@
 namespace simplear::SIMPLEAR_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kQuantTileRows = 6;
-// Integer and float sums of a tile share 32 registers.
-constexpr int quant_tile_vecs(int rows) { return rows > 2 ? 2 : 4; }
+constexpr int kQuantTileRows = 3, kQuantTileVecs = 4;  // 12 integer and 12 float sums of 32 registers
 #elif defined(__AVX2__)
-constexpr int kQuantTileRows = 2;
-constexpr int quant_tile_vecs(int) { return 2; }
+constexpr int kQuantTileRows = 2, kQuantTileVecs = 2;
 #else
-constexpr int kQuantTileRows = 1;
-constexpr int quant_tile_vecs(int) { return 4; }
+constexpr int kQuantTileRows = 1, kQuantTileVecs = 4;
 #endif
 
 // Lane by lane, sum + the products of the four unsigned bytes of w with the four signed ones of x.
@@ -58,10 +54,10 @@ inline VecI dot4(VecI sum, VecU w, VecU x) {
 
 template <int MR, int NV, DType kWeights>
 struct QuantizedTile {
-  // x: rows first_row .. first_row + MR - 1; panel: its first byte; columns [column, column + NV L) of it go to the
-  // same places of sums[r].
-  static inline void run(const Operand& x, int64_t first_row, const uint8_t* panel, int64_t column,
-                         float (*sums)[kPanelRows]) {
+  // Groups [first_group, end_group) of rows first_row .. first_row + MR - 1, added to `sums` (row_stride floats from
+  // one row to the next) or, with the first group, put there. panel: its first byte; column: the tile's first in it.
+  static inline void run(const Operand& x, int64_t first_row, const uint8_t* panel, int64_t column, float* sums,
+                         int64_t row_stride, int64_t first_group, int64_t end_group) {
     const int8_t* q[MR];
     const float* scales[MR];
     const int32_t* offsets[MR];
@@ -70,9 +66,10 @@ struct QuantizedTile {
       scales[r] = x.scales(first_row + r);
       offsets[r] = x.offsets(first_row + r);
     }
-    Vec acc[MR][NV] = {};
-    const int64_t groups = x.k / kQuantGroup;
-    for (int64_t g = 0; g < groups; ++g) {
+    Tile<MR, NV> tile;
+    if (first_group == 0) tile.clear();
+    else tile.load_sums(sums, row_stride);
+    for (int64_t g = first_group; g < end_group; ++g) {
       VecI dots[MR][NV];
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r)
@@ -94,18 +91,19 @@ struct QuantizedTile {
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) {
           const Vec dot = __builtin_convertvector(dots[r][v], Vec);
-          if constexpr (kWeights == DType::kInt4) acc[r][v] = fma(dot * scale, weight_scales[v], acc[r][v]);
-          else acc[r][v] = fma(dot, scale, acc[r][v]);
+          if constexpr (kWeights == DType::kInt4) tile.acc[r][v] = fma(dot * scale, weight_scales[v], tile.acc[r][v]);
+          else tile.acc[r][v] = fma(dot, scale, tile.acc[r][v]);
         }
       }
     }
-    const float* row_scales = reinterpret_cast<const float*>(panel + x.k * kPanelRows) + column;
+    if (kWeights == DType::kInt8 && end_group * kQuantGroup == x.k) {
+      const float* row_scales = reinterpret_cast<const float*>(panel + x.k * kPanelRows) + column;
 #pragma GCC unroll 32
-    for (int r = 0; r < MR; ++r)
+      for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v)
-        store(sums[r] + column + v * kLanes,
-              kWeights == DType::kInt8 ? acc[r][v] * load(row_scales + v * kLanes) : acc[r][v]);
+        for (int v = 0; v < NV; ++v) tile.acc[r][v] *= load(row_scales + v * kLanes);
+    }
+    tile.store_sums(sums, row_stride);
   }
 
  private:
@@ -121,10 +119,7 @@ struct QuantizedTile {
     for (int j = 0; j < kQuantGroup / 4; ++j, w += kPanelRows * 4) {
       VecU weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) {
-        prefetch_ahead(w + v * kLanes * 4);
-        weights[v] = load_as<VecU>(w + v * kLanes * 4);
-      }
+      for (int v = 0; v < NV; ++v) weights[v] = load_as<VecU>(w + v * kLanes * 4);
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const VecU xr = splat(four(q[r] + g * kQuantGroup + 4 * j));
@@ -140,7 +135,6 @@ struct QuantizedTile {
       VecU low[NV], high[NV];
 #pragma GCC unroll 32
       for (int v = 0; v < NV; ++v) {
-        prefetch_ahead(w + v * kLanes * 4);
         const VecU both = load_as<VecU>(w + v * kLanes * 4);
         low[v] = both & 0x0f0f0f0fu;
         high[v] = both >> 4 & 0x0f0f0f0fu;
