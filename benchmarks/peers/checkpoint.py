@@ -36,7 +36,8 @@ def write_checkpoints(work: Path) -> None:
         streams[name] = StreamedTensor(stored.dtype, data.shape, lambda data=data: iter([data.reshape(-1)]))
     write_safetensors(theirs / "model.safetensors", streams, {"format": "pt"})
     _write(theirs / "tokenizer.json", _tokenizer())
-    _write(theirs / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "0"})
+    words = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), str(END_TOKEN))
+    _write(theirs / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **words})
     _write(theirs / "generation_config.json", {"do_sample": False, "eos_token_id": END_TOKEN})
     _write(
         theirs / "config.json",

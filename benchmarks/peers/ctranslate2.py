@@ -5,7 +5,6 @@
 It generates whole sequences, so a step is the time between two calls of its per-token callback.
 """
 
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -48,7 +47,7 @@ class Model(peer.Lockstep):
             words, max_length=steps + 1, min_length=steps + 1, sampling_topk=1, beam_size=1,
             include_prompt_in_result=False, callback=on_token,
         )  # fmt: skip
-        return {"ms": [1e3 * (b - a) for a, b in itertools.pairwise(moments)], "tokens": rows}
+        return {"ms": peer.pauses_ms(moments), "tokens": rows}
 
 
 if __name__ == "__main__":

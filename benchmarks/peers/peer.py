@@ -9,14 +9,16 @@ greedy token of each. A peer's script is a module with
     VARIANTS      {weight type of the table: Variant}
     convert(checkpoint, folder, weights)                    writes the peer's form of the checkpoint into `folder`
     Model(folder, weights, context, steps, threads)         loads it; see `Lockstep` for what it can do
-    unavailable() optional: why this machine cannot run it, or None
 
-and imports its library only inside functions, so that the runner can read it anywhere. Run as a program
+and, where there is need, ABSENT ({weight type: why the peer has none}), UNWANTED (packages to remove after installing),
+BUILD_ENVIRONMENT (variables for pip) and unavailable() (why this machine cannot run it, or None).
+It imports its library only inside functions, so that the runner can read it anywhere. Run as a program
 (`python -m peers.llama_cpp serve ...`) it becomes a process of the protocol in protocol.py. Nothing here knows a peer.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import math
 import shutil
@@ -81,6 +83,11 @@ class Lockstep:
             for row, token in zip(rows, tokens, strict=True):
                 row.append(int(token))
         return {"ms": milliseconds, "tokens": rows}
+
+
+def pauses_ms(moments: list[float]) -> list[float]:
+    """Milliseconds between the moments, in seconds, at which a library handed out its tokens."""
+    return [1e3 * (later - earlier) for earlier, later in itertools.pairwise(moments)]
 
 
 def check_run(result: dict, steps: int) -> None:

@@ -31,7 +31,7 @@ from peers.protocol import Peer, PeerError, last_error, parse_line
 from peers.table import FLOOR, OURS, Row
 
 PEERS = (
-    OURS, FLOOR, "llama_cpp", "onnxruntime_genai", "openvino_genai", "transformers_compile", "zentorch", "ctranslate2",
+    OURS, FLOOR, "llama_cpp", "onnxruntime_genai", "openvino", "transformers_compile", "zentorch", "ctranslate2",
     "vllm_cpu",
 )  # fmt: skip
 CONVERT_TIMEOUT_S, READY_TIMEOUT_S, RUN_TIMEOUT_S = 1800, 1200, 300

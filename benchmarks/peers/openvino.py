@@ -1,6 +1,6 @@
 """OpenVINO: the stateful model that optimum-intel exports, both sequences in one inference.
 
-    python -m peers.openvino_genai serve --work DIR --weights int8
+    python -m peers.openvino serve --work DIR --weights int8
 
 int8 is a scale and zero point an output, int4 symmetric in groups of 64, every layer and the head included; keys and
 values are stored as the plugin chooses for each. The plugin is driven directly: OpenVINO's own pipelines sit on the same.
@@ -15,6 +15,8 @@ from peers.peer import Variant
 
 TITLE = "OpenVINO"
 PACKAGE = "openvino"
+# The published build belongs to another torch and then keeps transformers from being imported.
+UNWANTED = ("torchvision",)
 REQUIREMENTS = (
     "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", "optimum-intel==2.2.0", "optimum==2.3.0", "nncf==3.4.0",
     "torch==2.13.0", "transformers==5.5.4", "numpy==2.4.6",
