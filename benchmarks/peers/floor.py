@@ -19,7 +19,7 @@ from peers.peer import HEAD_DIM, SHAPE, VOCAB_SIZE, Variant
 TITLE = "floor (weights streamed, nothing else)"
 PACKAGE = None
 REQUIREMENTS = None
-_SPIN = (("OMP_WAIT_POLICY", "active"), ("OMP_PROC_BIND", "true"))
+_SPIN = (("OMP_WAIT_POLICY", "active"),)
 VARIANTS = {
     "bf16": Variant("bf16", environment=_SPIN),
     "int8": Variant("int8, a scale an output", environment=_SPIN),

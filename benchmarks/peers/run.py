@@ -210,8 +210,9 @@ def take_turn(row: Row, peer: Peer, reference: list[list[int]], options) -> None
         row.rounds.append(math.nan)
         return
     row.rounds.append(table.round_ms(result["ms"]))
-    row.agreement = table.agreement(result.get("alone") or result.get("tokens"), reference)
-    row.agreement_of = len(reference[0])
+    tokens = result.get("alone") or result.get("tokens")
+    row.agreement = table.agreement(tokens, reference)
+    row.agreement_of = min(len(reference[0]), len(tokens[0])) if tokens else 0
 
 
 # ---------------------------------------------------------------------- telling
