@@ -18,7 +18,7 @@
 #include <time.h>
 
 enum { kBf16, kInt8, kInt4 };
-enum { kTile = 16, kGroup = 32, kMaxColumns = 8192, kMaxRows = 1 << 18, kPrefetchBytes = 4096, kHugePage = 2 << 20 };
+enum { kTile = 16, kGroup = 32, kMaxColumns = 8192, kMaxRows = 1 << 18, kPrefetchBytes = 2048, kHugePage = 2 << 20 };
 
 struct Matrix {
   int32_t rows;     // a multiple of 16

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +41,17 @@ CONVERT_TIMEOUT_S, READY_TIMEOUT_S, RUN_TIMEOUT_S = 1800, 1200, 300
 def main() -> None:
     options = parse_arguments()
     options.work.mkdir(parents=True, exist_ok=True)
+    # Ended from outside, it must not leave stopped processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     write_checkpoint(options)
     rows = prepare(options)
     if options.prepare:
         for row in rows:
             say(f"{row.title}, {row.weights}: {row.reason or 'ready'}")
         return
+    options.load_average = os.getloadavg()[0]
+    if options.load_average > 0.5:
+        say(f"warning: the load average is {options.load_average:.1f}; the numbers will be those of a busy machine")
     for weights in options.weights:
         measure([row for row in rows if row.weights == weights and not row.reason], options)
     report(rows, options)
@@ -194,6 +200,9 @@ def start(row: Row, options) -> Peer | None:
         peer.close()
         say(f"{row.title}, {row.weights}: {row.reason}")
         return None
+    except BaseException:
+        peer.close()
+        raise
     row.version = ready["version"]
     say(f"{row.title} {row.version}, {row.weights}: loaded in {ready['load_s']} s")
     return peer
@@ -233,6 +242,7 @@ def report(rows: list[Row], options) -> None:
         "steps": options.steps,
         "rounds": options.rounds,
         "threads": options.threads,
+        "load_average_before": round(options.load_average, 2),
         "peers": table.to_json(rows),
     }
     if options.json:

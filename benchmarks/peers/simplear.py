@@ -16,7 +16,11 @@ from peers.peer import Variant, prompts
 TITLE = "simplear-engine"
 PACKAGE = "simplear-engine"
 REQUIREMENTS = None
-VARIANTS = {"bf16": Variant("bf16"), "int8": Variant("int8"), "int4": Variant("int4")}
+VARIANTS = {
+    "bf16": Variant("bf16"),
+    "int8": Variant("int8, a scale an output"),
+    "int4": Variant("int4, bfloat16 scale for 32"),
+}
 _DTYPES = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 
