@@ -16,7 +16,7 @@ TITLE = "CTranslate2"
 PACKAGE = "ctranslate2"
 REQUIREMENTS = ("ctranslate2==4.8.5", "torch==2.13.0", "transformers==5.23.0", "safetensors==0.8.0", "numpy==2.3.5")
 VARIANTS = {"int8": Variant("int8, a scale an output")}
-ABSENT = {"int4": "it has no int4 for CPUs"}
+ABSENT = {"bf16": "it has no bfloat16 for this kind of processor", "int4": "it has no int4 for CPUs"}
 
 
 def convert(checkpoint: Path, folder: Path, weights: str) -> None:

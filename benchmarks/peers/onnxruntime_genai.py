@@ -24,6 +24,7 @@ VARIANTS = {
     "int8": Variant("int8, float32 scale for 32"),
     "int4": Variant("int4, float32 scale for 32"),
 }
+ABSENT = {"bf16": "its model builder has no bfloat16 for CPUs"}
 
 
 def convert(checkpoint: Path, folder: Path, weights: str) -> None:
