@@ -38,7 +38,7 @@ def draw(folder: str, dtype: str, pixels: int) -> None:
         query, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
         in_layer = model.hidden_size * (2 * query + 2 * kv + 3 * model.intermediate_size)
         elements = model.num_layers * in_layer + model.num_codes * model.hidden_size
-        cache = 2 * (tokens + 128) // 16 * cache_block_bytes(model, engine.dtype)
+        cache = 2 * (tokens + 128) // 16 * cache_block_bytes(model, engine.kv_dtype)
         # The second engine comes after the peak was taken: it has weights and a cache of its own.
         with Engine.from_pretrained(folder, dtype=dtype, max_pairs=1) as second:
             assert np.array_equal(picture(second).tokens, image.tokens), "the second engine draws another picture"

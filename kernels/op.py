@@ -51,8 +51,8 @@ def Out(shape: str, dtypes: tuple[str, ...]) -> Arg:
     return Arg(shape, dtypes, "out")
 
 
-def InOut(shape: str, dtypes: tuple[str, ...]) -> Arg:
-    return Arg(shape, dtypes, "inout")
+def InOut(shape: str, dtypes: tuple[str, ...], optional: bool = False) -> Arg:
+    return Arg(shape, dtypes, "inout", optional)
 
 
 @dataclass(frozen=True)

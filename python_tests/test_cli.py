@@ -105,13 +105,13 @@ def test_every_option_reaches_the_engine(engine):
     arguments = [
         "generate", "p", "-o", "x.png", "--seed", "5", "--negative-prompt", "n", "--height", "96", "--width", "32",
         "--guidance-scale", "2.5", "--temperature", "0.5", "--top-k", "9", "--top-p", "0.9", "--model", "folder",
-        "--image-tokenizer", "vq", "--device", "cpu", "--dtype", "float32", "--threads", "2",
-        "--kv-cache-bytes", "1000", "--speculation", "jacobi", "--draft-window", "4",
+        "--image-tokenizer", "vq", "--device", "cpu", "--dtype", "float32", "--kv-dtype", "int8",
+        "--threads", "2", "--kv-cache-bytes", "1000", "--speculation", "jacobi", "--draft-window", "4",
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     assert engine.loaded == {
-        "model": "folder", "device": "cpu", "dtype": "float32", "image_tokenizer": "vq", "threads": 2,
-        "kv_cache_bytes": 1000,
+        "model": "folder", "device": "cpu", "dtype": "float32", "kv_dtype": "int8", "image_tokenizer": "vq",
+        "threads": 2, "kv_cache_bytes": 1000,
     }  # fmt: skip
     assert engine.asked == {
         "prompts": ["p"], "num_images": 1, "seed": 5, "negative_prompt": "n", "height": 96, "width": 32,

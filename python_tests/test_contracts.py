@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from simplear_engine import Engine, _C
+from simplear_engine.backend import KV_DTYPES
 from simplear_engine.config import ModelConfig
+from simplear_engine.errors import InvalidRequestError
+from simplear_engine.forward import cache_block_bytes, make_cache
 from simplear_engine.kernels.gumbel_noise.noise import gumbel, gumbel_noise
 from simplear_engine.kernels.packed_weight import pack_array
 from simplear_engine.kernels.op import all_ops
@@ -126,7 +129,7 @@ def test_row_of_a_product_is_the_same_alone_and_among_63_others(isa, dtype):
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", KV_DTYPES)
 def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
     """A last query of 900 keys: alone on 1 to 5 threads, at the end of a window, and beside other sequences."""
     op, heads, groups, dim, context = all_ops()["paged_attention"], 14, 2, 64, 900
@@ -135,10 +138,15 @@ def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
     keys = rng.standard_normal((2 * 57, groups, dim, 16)).astype(np.float32)
     values = rng.standard_normal((2 * 57, groups, 16, dim)).astype(np.float32)
     q = rng.standard_normal((12, heads * dim)).astype(np.float32)
-    caches = {"k_cache": keys, "v_cache": values}
-    for name, array in caches.items():
-        caches[name] = _C.Tensor.zeros(array.shape, dtype)
-        _C.convert(_C.Tensor.from_numpy(array), caches[name], _C.ThreadPool(2))
+    caches = {}
+    for name, array in {"k_cache": keys, "v_cache": values}.items():
+        if dtype == "int8":
+            scale = rng.random((2 * 57, groups, 16), np.float32) / 40
+            caches[f"{name[0]}_scale"] = _C.Tensor.from_numpy(scale)
+            caches[name] = _C.Tensor.from_numpy(np.rint(array * 25).clip(-127, 127).astype(np.int8))
+        else:
+            caches[name] = _C.Tensor.zeros(array.shape, dtype)
+            _C.convert(_C.Tensor.from_numpy(array), caches[name], _C.ThreadPool(2))
 
     def attended(rows, query_start_loc, context_lens, sequences, threads):
         out = _C.Tensor.zeros(rows.shape, "float32")
@@ -169,6 +177,46 @@ def test_image_is_the_same_alone_and_in_a_crowd(dtype):
             thread.join()
     for image in images:
         assert_same(image, alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_image_with_an_int8_cache_is_the_same_alone_in_a_crowd_and_speculated(dtype):
+    with make_engine(dtype=dtype, kv_dtype="int8") as engine:
+        assert engine.kv_dtype == "int8"
+        alone = draw(engine)
+        assert_same(draw(engine, speculation="jacobi", draft_window=7), alone)
+        crowd = [threading.Thread(target=draw, args=(engine, seed, [seed] * (seed + 3), 2 + seed)) for seed in range(7)]
+        for thread in crowd:
+            thread.start()
+        images = [draw(engine), draw(engine, speculation="jacobi")]
+        for thread in crowd:
+            thread.join()
+    for image in images:
+        assert_same(image, alone)
+    with make_engine(dtype=dtype, kv_dtype="int8", threads=1, prefill_chunk=5) as engine:
+        assert_same(draw(engine), alone)
+
+
+def test_int8_cache_changes_logits_little():
+    tokens = np.arange(100) * 7 % CONFIG.num_codes
+    scores = {}
+    for kv_dtype in KV_DTYPES:
+        with make_engine(kv_dtype=kv_dtype) as engine:
+            scores[kv_dtype] = engine.score_from_ids(PROMPT, tokens)
+    for kv_dtype in ("bfloat16", "int8"):
+        error = np.sqrt(np.mean((scores[kv_dtype] - scores["float32"]) ** 2)) / scores["float32"].std()
+        assert 0 < error < 0.02, kv_dtype
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_block_bytes_are_those_of_the_cache(kv_dtype):
+    tensors = [tensor for layer in make_cache(CONFIG, 3, kv_dtype) for tensor in vars(layer).values() if tensor]
+    assert sum(tensor.numpy().nbytes for tensor in tensors) == 3 * cache_block_bytes(CONFIG, kv_dtype)
+
+
+def test_unknown_kv_dtype_is_refused_with_what_is_allowed():
+    with pytest.raises(InvalidRequestError, match="kv_dtype: expected auto, float32, bfloat16 or int8, got 'int4'"):
+        make_engine(kv_dtype="int4")
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())

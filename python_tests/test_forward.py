@@ -33,6 +33,8 @@ class ReferenceOps:
 
     def view(self, arg):
         """The rows in use, as a NumPy view of the buffer (bfloat16: its bits)."""
+        if arg is None:
+            return None
         if id(arg) in self.unpacked:
             return self.unpacked[id(arg)]
         rows = getattr(self.plan, arg.count) if hasattr(arg, "count") else None
@@ -60,10 +62,10 @@ class ReferenceOps:
 class Side:
     """Weights, plan, cache and activations of one of the two."""
 
-    def __init__(self, tensors, dtype, pool):
+    def __init__(self, tensors, dtype, kv_dtype, pool):
         self.weights = ModelWeights(CONFIG, tensors, dtype, pool)
         self.plan = _C.StepPlan(max_tokens=9, max_pairs=2, max_logit_rows=8, max_draws=4, max_blocks_per_seq=6)
-        self.cache = make_cache(CONFIG, NUM_BLOCKS, CACHE_DTYPES[dtype])
+        self.cache = make_cache(CONFIG, NUM_BLOCKS, kv_dtype or CACHE_DTYPES[dtype])
         self.activations = Activations(CONFIG, self.plan, ACTIVATION_DTYPES[dtype])
         self.scheduler = _C.Scheduler(
             plan=self.plan, num_blocks=NUM_BLOCKS, block_size=16, max_queue=4, max_positions=96, num_codes=80,
@@ -101,12 +103,18 @@ def unpacked_weights(weights, arrays, dtype):
     return {key: ReferenceWeight(matrix, dtype) for key, matrix in found.items()}
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-4), ("bfloat16", 0.1), ("int8", 0.1), ("int4", 0.1)])
-def test_recorded_steps_equal_the_references(dtype, tolerance):
+@pytest.mark.parametrize(
+    "dtype, kv_dtype, tolerance",
+    [
+        ("float32", None, 2e-4), ("bfloat16", None, 0.1), ("int8", None, 0.1), ("int4", None, 0.1),
+        ("float32", "bfloat16", 0.1), ("float32", "int8", 0.1), ("bfloat16", "int8", 0.1),
+    ],
+)  # fmt: skip
+def test_recorded_steps_equal_the_references(dtype, kv_dtype, tolerance):
     backend = CpuBackend(2)
     arrays = random_tensors()
     tensors = {name: _C.Tensor.from_numpy(array) for name, array in arrays.items()}
-    engine, reference = (Side(tensors, dtype, backend.pool) for _ in range(2))
+    engine, reference = (Side(tensors, dtype, kv_dtype, backend.pool) for _ in range(2))
     program = _C.Program()
     forward(backend.recorder(program), engine.weights, engine.plan, engine.cache, engine.activations)
     references = ReferenceOps(reference.plan, unpacked_weights(reference.weights, arrays, dtype))
@@ -123,10 +131,11 @@ def test_recorded_steps_equal_the_references(dtype, tolerance):
         # Which code is drawn may differ only where rounding decides; both sides go on with the engine's.
         same = engine.plan.token.numpy()[:draws] == reference.plan.token.numpy()[:draws]
         np.testing.assert_allclose(got[same], want[same], atol=2 * tolerance)
-        assert same.all() or dtype != "float32"
+        assert same.all() or tolerance > 1e-3
         steps, draws_so_far = steps + 1, draws_so_far + same.sum()
         reference.plan.token.numpy()[:] = engine.plan.token.numpy()
         reference.plan.last_code.numpy()[:] = engine.plan.last_code.numpy()
         for side in (engine, reference):
             side.scheduler.commit(side.plan, side.activations.logits.storage)
-    assert steps > 20 and draws_so_far > 20 and reference.scheduler.is_idle
+    # A draft that was right saves a step, and which ones are depends on the rounding of the cache.
+    assert steps > 15 and draws_so_far > 20 and reference.scheduler.is_idle

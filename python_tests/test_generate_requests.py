@@ -208,7 +208,7 @@ def test_request_that_can_never_fit_is_refused_with_what_to_do(tiny_checkpoint):
     from simplear_engine.forward import cache_block_bytes
 
     with Engine.from_pretrained(tiny_checkpoint, threads=1) as roomy:
-        block_bytes = cache_block_bytes(roomy.model, roomy.dtype)
+        block_bytes = cache_block_bytes(roomy.model, roomy.kv_dtype)
     with Engine.from_pretrained(tiny_checkpoint, threads=1, kv_cache_bytes=20 * block_bytes) as engine:
         with pytest.raises(CapacityError, match=r"needs 34 KV blocks, the cache has 20: .*kv_cache_bytes"):
             engine.generate("apple", height=256, width=256)

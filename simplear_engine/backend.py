@@ -16,6 +16,7 @@ from simplear_engine.kernels.op import all_ops
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 ACTIVATION_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "float32", "int4": "float32"}
 CACHE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
+KV_DTYPES = ("float32", "bfloat16", "int8")
 MAX_THREADS = 1024
 
 

@@ -55,6 +55,7 @@ def generate(options) -> int:
         options.model,
         device=options.device,
         dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
         image_tokenizer=options.image_tokenizer,
         threads=options.threads,
         kv_cache_bytes=options.kv_cache_bytes,
@@ -247,6 +248,9 @@ def _add_generate(commands) -> None:
     command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4 (default: auto)")
+    command.add_argument(
+        "--kv-dtype", default="auto", help="of keys and values: auto, float32, bfloat16 or int8 (default: auto)"
+    )
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
     command.add_argument(
         "--kv-cache-bytes",

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
-from simplear_engine.engine_options import check_device, check_dtype, num_cache_blocks, open_image_tokenizer, positive
+from simplear_engine.engine_options import (
+    check_device,
+    check_dtype,
+    check_kv_dtype,
+    num_cache_blocks,
+    open_image_tokenizer,
+    positive,
+)
 from simplear_engine.errors import CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
 from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.sampling import MAX_DRAFT_WINDOW, Sampling, check_ids, check_sampling
@@ -46,17 +53,21 @@ class Engine:
     @classmethod
     def from_pretrained(
         cls, model="default", *, device: str = "auto", dtype: str = "auto", image_tokenizer=None,
-        kv_cache_bytes: int | None = None, threads: int | None = None, max_pairs: int | None = None,
-        prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE, revision: str | None = None,
+        kv_dtype: str = "auto", kv_cache_bytes: int | None = None, threads: int | None = None,
+        max_pairs: int | None = None, prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE,
+        revision: str | None = None,
     ) -> "Engine":  # fmt: skip
         """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
 
         device: "auto" or "cpu". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
         (a scale for 32), or "auto" for what the checkpoint is stored in (bfloat16 for float16). The last two are
-        rounded from the same checkpoint at load; docs/quantization.md says what that costs. image_tokenizer: a folder or file that holds it, where the checkpoint's own `vq/` is not to be
-        used. kv_cache_bytes: memory for keys and values; by default enough for `max_pairs` pictures of the checkpoint's
-        default size and for one of the longest that the model knows, but at most a quarter of the machine's memory
-        (what is never used is never taken). threads: worker threads (default: physical cores).
+        rounded from the same checkpoint at load; docs/quantization.md says what that costs. kv_dtype: what keys and
+        values are kept in: "float32", "bfloat16", "int8" (a scale for each token and head), or "auto" for float32 beside
+        float32 weights and bfloat16 beside others. image_tokenizer: a folder or file that holds it, where the
+        checkpoint's own `vq/` is not to be used. kv_cache_bytes: memory for keys and values; by default enough for
+        `max_pairs` pictures of the checkpoint's default size and for one of the longest that the model knows, but at
+        most a quarter of the machine's memory (what is never used is never taken). threads: worker threads (default:
+        physical cores).
         max_pairs: pictures in flight at once (default 8); more wait in a queue of `max_queue`. prefill_chunk: prompt
         tokens a step. Raises CheckpointError, UnsupportedError, CapacityError or InvalidRequestError.
         """
@@ -77,15 +88,16 @@ class Engine:
         return cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
             name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
-            kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
+            kv_dtype=check_kv_dtype(kv_dtype, dtype), kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
+            prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
 
     @classmethod
     def from_weights(
         cls, config: ModelConfig, weights: Mapping[str, object], *, defaults: GenerationDefaults | None = None,
-        text=None, device: str = "auto", dtype: str = "auto", image_tokenizer=None, kv_cache_bytes: int | None = None,
-        threads: int | None = None, max_pairs: int | None = None, prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
-        max_queue: int = DEFAULT_MAX_QUEUE,
+        text=None, device: str = "auto", dtype: str = "auto", image_tokenizer=None, kv_dtype: str = "auto",
+        kv_cache_bytes: int | None = None, threads: int | None = None, max_pairs: int | None = None,
+        prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE,
     ) -> "Engine":  # fmt: skip
         """An engine on tensors that somebody else owns and may change: {canonical name: CPU tensor with DLPack}.
 
@@ -111,22 +123,23 @@ class Engine:
         dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
         return cls(
             config, tensors, dtype, CpuBackend(threads), defaults=defaults or GenerationDefaults(), text=text,
-            name="weights", image_tokenizer=image_tokenizer, kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
-            prefill_chunk=prefill_chunk, max_queue=max_queue,
+            name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype),
+            kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
 
     def __init__(
-        self, model, tensors, dtype, backend, *, defaults, text, name, image_tokenizer, kv_cache_bytes, max_pairs,
-        prefill_chunk, max_queue,
+        self, model, tensors, dtype, backend, *, defaults, text, name, image_tokenizer, kv_dtype, kv_cache_bytes,
+        max_pairs, prefill_chunk, max_queue,
     ):  # fmt: skip
         from simplear_engine import _C
-        from simplear_engine.backend import ACTIVATION_DTYPES, CACHE_DTYPES
+        from simplear_engine.backend import ACTIVATION_DTYPES
         from simplear_engine.forward import Activations, cache_block_bytes, forward, make_cache
         from simplear_engine.kernels.rope_append import BLOCK_SIZE
         from simplear_engine.model_weights import ModelWeights
         from simplear_engine.pixel_decoder import PixelDecoder
 
         self.model, self.defaults, self.dtype, self.device, self.name = model, defaults, dtype, "cpu", name
+        self.kv_dtype = kv_dtype
         self.weights_version = 0
         self._text, self._backend, self._pid = text, backend, os.getpid()
         self._compression = image_tokenizer.compression if image_tokenizer else defaults.compression
@@ -137,7 +150,7 @@ class Engine:
         num_blocks = num_cache_blocks(
             model,
             defaults,
-            cache_block_bytes(model, CACHE_DTYPES[dtype]),
+            cache_block_bytes(model, kv_dtype),
             BLOCK_SIZE,
             self._compression,
             max_pairs,
@@ -153,7 +166,7 @@ class Engine:
         )
         self._plan = plan
         self._weights = ModelWeights(model, tensors, dtype, backend.pool)
-        self._cache = make_cache(model, num_blocks, CACHE_DTYPES[dtype])
+        self._cache = make_cache(model, num_blocks, kv_dtype)
         self._activations = Activations(model, plan, ACTIVATION_DTYPES[dtype])
         self._program = _C.Program()
         forward(backend.recorder(self._program), self._weights, plan, self._cache, self._activations)

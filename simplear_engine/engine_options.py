@@ -45,6 +45,18 @@ def check_dtype(dtype: str, stored: str) -> str:
     return dtype
 
 
+def check_kv_dtype(kv_dtype: str, dtype: str) -> str:
+    """The dtype of keys and values; "auto" follows that of the weights."""
+    from simplear_engine.backend import CACHE_DTYPES, KV_DTYPES
+
+    if kv_dtype == "auto":
+        return CACHE_DTYPES[dtype]
+    if kv_dtype not in KV_DTYPES:
+        expected = f"{', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}"
+        raise InvalidRequestError(f"kv_dtype: expected auto, {expected}, got {kv_dtype!r}")
+    return kv_dtype
+
+
 def positive(name: str, value, high: int) -> int:
     """`value`, if it is an integer in 1..high."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:

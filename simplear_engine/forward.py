@@ -12,23 +12,32 @@ from typing import Any
 from simplear_engine import _C
 from simplear_engine.backend import Rows
 from simplear_engine.config import ModelConfig
-from simplear_engine.kernels.rope_append import BLOCK_SIZE, cos_sin_table
+from simplear_engine.kernels.rope_append import BLOCK_SIZE, bytes_of_key, cos_sin_table
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer: [num_blocks, num_kv_heads, head_dim, 16] and [num_blocks, num_kv_heads, 16, head_dim]."""
+    """Keys and values of one layer: [num_blocks, num_kv_heads, head_dim, 16] and [num_blocks, num_kv_heads, 16, head_dim];
+    in int8 with the scales of each, [num_blocks, num_kv_heads, 16]."""
 
     k: _C.Tensor
     v: _C.Tensor
+    k_scale: _C.Tensor | None
+    v_scale: _C.Tensor | None
 
 
 def make_cache(config: ModelConfig, num_blocks: int, dtype: str) -> list[LayerCache]:
     heads, dim = config.num_kv_heads, config.head_dim
+
+    def scales():
+        return _C.Tensor.zeros([num_blocks, heads, BLOCK_SIZE], "float32") if dtype == "int8" else None
+
     return [
         LayerCache(
             k=_C.Tensor.zeros([num_blocks, heads, dim, BLOCK_SIZE], dtype),
             v=_C.Tensor.zeros([num_blocks, heads, BLOCK_SIZE, dim], dtype),
+            k_scale=scales(),
+            v_scale=scales(),
         )
         for _ in range(config.num_layers)
     ]
@@ -36,8 +45,7 @@ def make_cache(config: ModelConfig, num_blocks: int, dtype: str) -> list[LayerCa
 
 def cache_block_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes that one block of 16 tokens takes over all layers."""
-    element = 2 if dtype == "bfloat16" else 4
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * BLOCK_SIZE * element
+    return 2 * config.num_layers * config.num_kv_heads * BLOCK_SIZE * bytes_of_key(config.head_dim, dtype)
 
 
 class Activations:
@@ -88,10 +96,11 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
         ops.linear(x=a.hidden, norm_weight=layer.input_norm, eps=eps, weight=layer.qkv, bias=layer.qkv_bias, y=a.qkv)
         ops.rope_append(
             qkv=a.qkv, cos_sin=a.cos_sin, positions=tokens(plan.positions), slot_mapping=tokens(plan.slot_mapping),
-            q=a.q, k_cache=kv.k, v_cache=kv.v,
+            q=a.q, k_cache=kv.k, v_cache=kv.v, k_scale=kv.k_scale, v_scale=kv.v_scale,
         )  # fmt: skip
         ops.paged_attention(
-            q=a.q, k_cache=kv.k, v_cache=kv.v, query_start_loc=plan.query_start_loc,
+            q=a.q, k_cache=kv.k, v_cache=kv.v, k_scale=kv.k_scale, v_scale=kv.v_scale,
+            query_start_loc=plan.query_start_loc,
             context_lens=seqs(plan.context_lens), block_table=seqs(plan.block_table), out=a.attended,
             scale=config.head_dim**-0.5,
         )  # fmt: skip

@@ -43,6 +43,7 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t VecH __attribute__((vector_size(kLanes * 2)));
+typedef int8_t VecB __attribute__((vector_size(kLanes)));
 
 inline Vec splat(float x) { return x - Vec{}; }
 inline VecI splat(int32_t x) { return x - VecI{}; }
@@ -93,6 +94,15 @@ inline Vec load(const uint16_t* bf16) {
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, load_as<__m512i>(kFrom), halves));
 #else
   return reinterpret_cast<Vec>(__builtin_convertvector(load_as<VecH>(bf16), VecU) << 16);
+#endif
+}
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(p)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(p))));
+#else
+  return __builtin_convertvector(load_as<VecB>(p), Vec);
 #endif
 }
 inline void store(uint16_t* bf16, Vec v) {

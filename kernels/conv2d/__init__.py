@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, Op, Out
 
 _PANEL_ROWS = 64

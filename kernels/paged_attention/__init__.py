@@ -3,11 +3,12 @@
 import numpy as np
 
 from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, Op, Out
+from simplear_engine.kernels.rope_append import KV, bytes_of_key, quantize
 
 BLOCK_SIZE = 16
 
 
-def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, scale, **_):
+def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, scale, k_scale=None, v_scale=None, **_):
     groups, dim = k_cache.shape[1], k_cache.shape[2]
     heads = q.shape[1] // dim
     out = np.empty_like(q)
@@ -20,6 +21,9 @@ def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, s
                 g = h // (heads // groups)
                 keys = k_cache[block, g, :, offset].astype(np.float64)
                 values = v_cache[block, g, offset, :].astype(np.float64)
+                if k_scale is not None:
+                    keys *= k_scale[block, g, offset][:, None]
+                    values *= v_scale[block, g, offset][:, None]
                 scores = keys @ q[row, h * dim : (h + 1) * dim] * scale
                 weights = np.exp(scores - scores.max())
                 out[row, h * dim : (h + 1) * dim] = weights @ values / weights.sum()
@@ -30,8 +34,11 @@ def make_inputs(case, rng):
     """Sequences of the case's lengths; cache entries that nobody may read hold NaN."""
     a = case.axes
     contexts, queries = lengths_of(a)
-    k_cache = np.full((a["B"], a["G"], a["E"], BLOCK_SIZE), np.nan, np.float32)
-    v_cache = np.full((a["B"], a["G"], BLOCK_SIZE, a["E"]), np.nan, np.float32)
+    is_int8 = case.dtypes["k_cache"] == "int8"
+    unread, dtype = (-128, np.int8) if is_int8 else (np.nan, np.float32)
+    k_cache = np.full((a["B"], a["G"], a["E"], BLOCK_SIZE), unread, dtype)
+    v_cache = np.full((a["B"], a["G"], BLOCK_SIZE, a["E"]), unread, dtype)
+    k_scale, v_scale = (np.full((a["B"], a["G"], BLOCK_SIZE), np.nan, np.float32) for _ in range(2))
     blocks = iter(rng.permutation(a["B"]))
     # Entries of the table that no key needs point nowhere.
     block_table = np.full((a["S"], a["T"]), 1 << 30, np.int32)
@@ -40,12 +47,15 @@ def make_inputs(case, rng):
             block_table[s, i] = next(blocks)
         position = np.arange(length)
         block, offset = block_table[s, position // BLOCK_SIZE], position % BLOCK_SIZE
-        k_cache[block, :, :, offset] = rng.standard_normal((length, a["G"], a["E"]))
-        v_cache[block, :, offset, :] = rng.standard_normal((length, a["G"], a["E"]))
+        k, v = rng.standard_normal((2, length, a["G"], a["E"])).astype(np.float32)
+        if is_int8:
+            (k, k_scale[block, :, offset]), (v, v_scale[block, :, offset]) = quantize(k), quantize(v)
+        k_cache[block, :, :, offset], v_cache[block, :, offset, :] = k, v
     return {
         "q": rng.standard_normal((a["N"], a["H"] * a["E"])).astype(np.float32),
         "k_cache": k_cache,
         "v_cache": v_cache,
+        **({"k_scale": k_scale, "v_scale": v_scale} if is_int8 else {}),
         "query_start_loc": np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
         "context_lens": np.array(contexts, np.int32),
         "block_table": block_table,
@@ -92,8 +102,10 @@ OP = Op(
     },
     args={
         "q": In("N, H*E", F32),
-        "k_cache": In("B, G, E, 16", FLOAT),
-        "v_cache": In("B, G, 16, E", FLOAT),
+        "k_cache": In("B, G, E, 16", KV),
+        "v_cache": In("B, G, 16, E", KV),
+        "k_scale": In("B, G, 16", F32, optional=True),
+        "v_scale": In("B, G, 16", F32, optional=True),
         "query_start_loc": In("S+1", I32),
         "context_lens": In("S", I32),
         "block_table": In("S, T", I32),
@@ -106,12 +118,12 @@ OP = Op(
         case(lengths, heads, groups, dim, dtype, out)
         for lengths in TEST_LENGTHS
         for heads, groups, dim in [(4, 2, 16), (14, 2, 64), (6, 1, 128), (8, 1, 64), (3, 3, 10), (22, 2, 34)]
-        for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16")]
+        for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "float32")]
     ],
-    bench_cases=[case(lengths, 14, 2, 64, "bfloat16", "bfloat16") for lengths in BENCH_LENGTHS],
+    bench_cases=[
+        case(lengths, 14, 2, 64, dtype, "bfloat16") for lengths in BENCH_LENGTHS for dtype in ("bfloat16", "int8")
+    ],
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["out"] == "bfloat16" else (1e-5, 2e-6),
-    bytes_moved=lambda a, dtypes: (
-        2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * a["E"] * (2 if dtypes["k_cache"] == "bfloat16" else 4)
-    ),
+    bytes_moved=lambda a, dtypes: 2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * bytes_of_key(a["E"], dtypes["k_cache"]),
     flops=lambda a: 4 * a["N"] * (a["T"] - 1) * 16 * a["H"] * a["E"],
 )

@@ -16,8 +16,10 @@ namespace simplear {
 
 struct PagedAttentionParams {
   const float* q;                  // [N, H E] rotated queries
-  AnyPtr k_cache;                  // [B, G, E, 16] float32 or bfloat16
+  AnyPtr k_cache;                  // [B, G, E, 16] float32, bfloat16 or int8
   AnyPtr v_cache;                  // [B, G, 16, E] same dtype
+  const float* k_scale;            // [B, G, 16] of an int8 cache: what a key's codes are to be multiplied by
+  const float* v_scale;            // [B, G, 16] of an int8 cache
   const int32_t* query_start_loc;  // [S + 1] first query of each sequence; the last entry is the number of queries
   const int32_t* context_lens;     // [S] keys of each sequence, those of this step included
   const int32_t* block_table;      // [S, T] cache blocks in order of position
@@ -30,6 +32,8 @@ inline constexpr Field kPagedAttentionFields[] = {
     SIMPLEAR_FIELD(PagedAttentionParams, q),
     SIMPLEAR_FIELD(PagedAttentionParams, k_cache),
     SIMPLEAR_FIELD(PagedAttentionParams, v_cache),
+    SIMPLEAR_FIELD(PagedAttentionParams, k_scale),
+    SIMPLEAR_FIELD(PagedAttentionParams, v_scale),
     SIMPLEAR_FIELD(PagedAttentionParams, query_start_loc),
     SIMPLEAR_FIELD(PagedAttentionParams, context_lens),
     SIMPLEAR_FIELD(PagedAttentionParams, block_table),

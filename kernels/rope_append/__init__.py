@@ -5,6 +5,7 @@ import numpy as np
 from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, InOut, Op, Out
 
 BLOCK_SIZE = 16
+KV = (*FLOAT, "int8")
 
 
 def cos_sin_table(num_positions: int, head_dim: int, theta: float) -> np.ndarray:
@@ -22,7 +23,19 @@ def rotate(x, cos, sin):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, q=None, **_):
+def bytes_of_key(head_dim: int, dtype: str) -> int:
+    """Bytes that a key, or a value, of one head takes in the cache."""
+    return {"float32": 4 * head_dim, "bfloat16": 2 * head_dim, "int8": head_dim + 4}[dtype]
+
+
+def quantize(x):
+    """float32 [..., E] -> int8 codes [..., E] and their scales [...]."""
+    scale = (np.abs(x).max(-1) / np.float32(127)).astype(np.float32)
+    divisor = np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.rint(x / divisor[..., None]).clip(-127, 127).astype(np.int8), scale
+
+
+def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, k_scale=None, v_scale=None, q=None, **_):
     num_tokens = len(positions)
     groups, dim = k_cache.shape[1], k_cache.shape[2]
     heads = qkv.shape[1] // dim - 2 * groups
@@ -30,21 +43,35 @@ def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, q=None, *
     cos, sin = np.split(cos_sin[positions][:, None, :], 2, axis=-1)
     k_cache, v_cache = k_cache.copy(), v_cache.copy()
     block, offset = slot_mapping // BLOCK_SIZE, slot_mapping % BLOCK_SIZE
-    k_cache[block, :, :, offset] = rotate(rows[:, heads : heads + groups], cos, sin)
-    v_cache[block, :, offset, :] = rows[:, heads + groups :]
-    return {"q": rotate(rows[:, :heads], cos, sin).reshape(num_tokens, -1), "k_cache": k_cache, "v_cache": v_cache}
+    k, v = rotate(rows[:, heads : heads + groups], cos, sin), rows[:, heads + groups :]
+    found = {"q": rotate(rows[:, :heads], cos, sin).reshape(num_tokens, -1), "k_cache": k_cache, "v_cache": v_cache}
+    if k_scale is not None:
+        k_scale, v_scale = k_scale.copy(), v_scale.copy()
+        (k, k_scale[block, :, offset]), (v, v_scale[block, :, offset]) = quantize(k), quantize(v)
+        found |= {"k_scale": k_scale, "v_scale": v_scale}
+    k_cache[block, :, :, offset] = k
+    v_cache[block, :, offset, :] = v
+    return found
 
 
 def make_inputs(case, rng):
     a = case.axes
-    cache = (a["B"], a["G"], a["E"], BLOCK_SIZE)
+    qkv = rng.standard_normal((a["N"], (a["H"] + 2 * a["G"]) * a["E"])).astype(np.float32)
+    k_cache = rng.standard_normal((a["B"], a["G"], a["E"], BLOCK_SIZE)).astype(np.float32)
+    v_cache = rng.standard_normal((a["B"], a["G"], BLOCK_SIZE, a["E"])).astype(np.float32)
+    scales = {}
+    if case.dtypes["k_cache"] == "int8":
+        k_cache, v_cache = (np.rint(40 * cache).clip(-127, 127).astype(np.int8) for cache in (k_cache, v_cache))
+        scales = {name: rng.random((a["B"], a["G"], BLOCK_SIZE), np.float32) for name in ("k_scale", "v_scale")}
+        qkv[0, -a["E"] :] = 0  # a value without a largest element
     return {
-        "qkv": rng.standard_normal((a["N"], (a["H"] + 2 * a["G"]) * a["E"])).astype(np.float32),
+        "qkv": qkv,
         "cos_sin": cos_sin_table(a["M"], a["E"], 1e4),
         "positions": rng.integers(0, a["M"], a["N"]).astype(np.int32),
         "slot_mapping": rng.permutation(a["B"] * BLOCK_SIZE)[: a["N"]].astype(np.int32),
-        "k_cache": rng.standard_normal(cache).astype(np.float32),
-        "v_cache": rng.standard_normal((a["B"], a["G"], BLOCK_SIZE, a["E"])).astype(np.float32),
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        **scales,
     }
 
 
@@ -64,22 +91,24 @@ OP = Op(
         "positions": In("N", I32),
         "slot_mapping": In("N", I32),
         "q": Out("N, H*E", F32),
-        "k_cache": InOut("B, G, E, 16", FLOAT),
-        "v_cache": InOut("B, G, 16, E", FLOAT),
+        "k_cache": InOut("B, G, E, 16", KV),
+        "v_cache": InOut("B, G, 16, E", KV),
+        "k_scale": InOut("B, G, 16", F32, optional=True),
+        "v_scale": InOut("B, G, 16", F32, optional=True),
     },
     reference=reference,
     make_inputs=make_inputs,
     test_cases=[
         Case({"N": n, "H": h, "G": g, "E": e, "B": 5, "M": 97}, {"k_cache": dtype, "v_cache": dtype})
         for n, h, g, e in [(1, 4, 2, 16), (7, 14, 2, 64), (33, 3, 1, 10)]
-        for dtype in FLOAT
+        for dtype in KV
     ],
     bench_cases=[
         Case({"N": 2, "H": 14, "G": 2, "E": 64, "B": 64, "M": 1100}, {"k_cache": "bfloat16", "v_cache": "bfloat16"})
     ],
     tolerance=lambda case: (8e-3, 1e-6) if case.dtypes["k_cache"] == "bfloat16" else (1e-6, 1e-6),
     bytes_moved=lambda a, dtypes: (
-        a["N"] * a["E"] * (8 * a["H"] + a["G"] * (12 if dtypes["k_cache"] == "bfloat16" else 16))
+        a["N"] * (8 * a["E"] * (a["H"] + a["G"]) + 2 * a["G"] * bytes_of_key(a["E"], dtypes["k_cache"]))
     ),
     flops=lambda a: 6 * a["N"] * a["E"] * (a["H"] + a["G"]),
 )

@@ -5,6 +5,11 @@
 //
 // A cache block holds 16 tokens (kKvBlockSize). Keys lie transposed inside a block, [head_dim, 16], so that attention
 // computes 16 scores with no horizontal sum; values lie as [16, head_dim].
+// An int8 cache keeps one scale for each token and KV head beside the codes:
+//
+//   scale = max |x| / 127, code = x / scale rounded to nearest even   x: a rotated key, or a value
+//
+// A scale is NaN where something in x is not finite.
 // Writes the rotated queries densely; the rest of qkv is left alone.
 #pragma once
 
@@ -20,8 +25,10 @@ struct RopeAppendParams {
   const int32_t* positions;     // [N] 0-based position in the row's own sequence, < M
   const int32_t* slot_mapping;  // [N] block * 16 + offset
   float* q;                     // [N, H E] out
-  AnyPtr k_cache;               // [B, G, E, 16] in/out, float32 or bfloat16
+  AnyPtr k_cache;               // [B, G, E, 16] in/out, float32, bfloat16 or int8
   AnyPtr v_cache;               // [B, G, 16, E] in/out, same dtype
+  float* k_scale;               // [B, G, 16] in/out where the cache is int8
+  float* v_scale;               // [B, G, 16] in/out where the cache is int8
   int32_t num_tokens, num_heads, num_kv_heads, head_dim, num_blocks, num_positions;
 };
 
@@ -33,6 +40,8 @@ inline constexpr Field kRopeAppendFields[] = {
     SIMPLEAR_FIELD(RopeAppendParams, q),
     SIMPLEAR_FIELD(RopeAppendParams, k_cache),
     SIMPLEAR_FIELD(RopeAppendParams, v_cache),
+    SIMPLEAR_FIELD(RopeAppendParams, k_scale),
+    SIMPLEAR_FIELD(RopeAppendParams, v_scale),
     SIMPLEAR_FIELD(RopeAppendParams, num_tokens),
     SIMPLEAR_FIELD(RopeAppendParams, num_heads),
     SIMPLEAR_FIELD(RopeAppendParams, num_kv_heads),

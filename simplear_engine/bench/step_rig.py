@@ -157,7 +157,9 @@ def matrices(value) -> list:
 def cache_tensors(cache):
     for layer in cache:
         for field in dataclasses.fields(layer):
-            yield getattr(layer, field.name)
+            # Only quantised keys and values have scales.
+            if (tensor := getattr(layer, field.name)) is not None:
+                yield tensor
 
 
 def _fill_cache(cache, num_blocks: int) -> None:

@@ -18,17 +18,46 @@ constexpr int kVecsPerBlock = kKvBlockSize / kLanes;
 // hides the latency of one. What a head computes does not depend on it.
 constexpr int kMaxHeadsAtOnce = 8 / kVecsPerBlock;
 
-// Where the keys (or values) of a chunk's blocks lie; returns how many blocks there are.
+// The blocks of a chunk, and the keys that are read after it.
 template <class T>
-inline int locate(const PagedAttentionParams& p, const AnyPtr& cache, const Item& item, int64_t chunk,
-                  const T* (&blocks)[kChunkBlocks]) {
-  const int32_t* table = p.block_table + item.seq * p.max_blocks_per_seq + chunk * kChunkBlocks;
-  const int64_t left = (item.num_keys - chunk * kChunkKeys + kKvBlockSize - 1) / kKvBlockSize;
-  const int count = static_cast<int>(left < kChunkBlocks ? left : kChunkBlocks);
-  for (int b = 0; b < count; ++b)
-    blocks[b] = static_cast<const T*>(cache.data) +
-                (int64_t{table[b]} * p.num_kv_heads + item.group) * kKvBlockSize * p.head_dim;
-  return count;
+struct Chunk {
+  static constexpr bool kHasScales = sizeof(T) == 1;
+  int num_keys, num_blocks;
+  const T *keys[kChunkBlocks], *values[kChunkBlocks], *ahead[kChunkBlocks];
+  const float *key_scales[kChunkBlocks], *value_scales[kChunkBlocks];
+};
+
+inline int num_keys_of(const Item& item, int64_t chunk) {
+  const int64_t left = item.num_keys - chunk * kChunkKeys;
+  return static_cast<int>(left < kChunkKeys ? left : kChunkKeys);
+}
+inline int num_blocks_of(int num_keys) { return (num_keys + kKvBlockSize - 1) / kKvBlockSize; }
+
+// `next`, `next_chunk`: what this thread does after this chunk.
+template <class T>
+Chunk<T> locate(const PagedAttentionParams& p, const Item& item, int64_t chunk, const Item& next, int64_t next_chunk) {
+  const int64_t block_elements = int64_t{kKvBlockSize} * p.head_dim;
+  const T* keys = static_cast<const T*>(p.k_cache.data);
+  const T* values = static_cast<const T*>(p.v_cache.data);
+  // Blocks are those of one KV head.
+  const auto block_of = [&](const Item& of, int64_t index) {
+    return int64_t{p.block_table[of.seq * p.max_blocks_per_seq + index]} * p.num_kv_heads + of.group;
+  };
+  Chunk<T> c;
+  c.num_keys = num_keys_of(item, chunk);
+  c.num_blocks = num_blocks_of(c.num_keys);
+  const int num_ahead = num_blocks_of(num_keys_of(next, next_chunk));
+  for (int b = 0; b < c.num_blocks; ++b) {
+    const int64_t block = block_of(item, chunk * kChunkBlocks + b);
+    c.keys[b] = keys + block * block_elements;
+    c.values[b] = values + block * block_elements;
+    c.ahead[b] = b < num_ahead ? keys + block_of(next, next_chunk * kChunkBlocks + b) * block_elements : c.values[b];
+    if (Chunk<T>::kHasScales) {
+      c.key_scales[b] = p.k_scale + block * kKvBlockSize;
+      c.value_scales[b] = p.v_scale + block * kKvBlockSize;
+    }
+  }
+  return c;
 }
 
 // 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126.5. NaN stays NaN.
@@ -58,14 +87,13 @@ inline Vec load_first(const T* from, int64_t count) {
 constexpr int32_t kIota[kKvBlockSize] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // scores[h][j] = scale * q[h] . k[j], d ascending in every lane; -infinity for keys that do not exist.
-// Asks for `ahead`, which is read next, on the way.
+// Asks for the values, which are read next, on the way.
 template <int H, class T>
-inline void chunk_scores(const float* q, const T* const* k_blocks, const T* const* ahead, int num_blocks, int num_keys,
-                         int64_t dim, float scale, float (*scores)[kChunkKeys]) {
-  for (int b = 0; b < num_blocks; ++b) {
+inline void chunk_scores(const float* q, const Chunk<T>& c, int64_t dim, float scale, float (*scores)[kChunkKeys]) {
+  for (int b = 0; b < c.num_blocks; ++b) {
     Vec acc[H][kVecsPerBlock] = {};
-    const T* k = k_blocks[b];
-    const T* next = ahead[b];
+    const T* k = c.keys[b];
+    const T* next = c.values[b];
     for (int64_t d = 0; d < dim; ++d, k += kKvBlockSize, next += kKvBlockSize) {
       __builtin_prefetch(next, 0, 2);
       Vec keys[kVecsPerBlock];
@@ -81,16 +109,19 @@ inline void chunk_scores(const float* q, const T* const* k_blocks, const T* cons
 #pragma GCC unroll 4
     for (int v = 0; v < kVecsPerBlock; ++v) {
       const int first = b * kKvBlockSize + v * kLanes;
-      const VecI exists = load_as<VecI>(kIota) < num_keys - first;
+      const VecI exists = load_as<VecI>(kIota) < c.num_keys - first;
+      const Vec factor = Chunk<T>::kHasScales ? load(c.key_scales[b] + v * kLanes) * scale : splat(scale);
 #pragma GCC unroll 8
-      for (int h = 0; h < H; ++h) store(scores[h] + first, exists ? acc[h][v] * scale : splat(-INFINITY));
+      for (int h = 0; h < H; ++h) store(scores[h] + first, exists ? acc[h][v] * factor : splat(-INFINITY));
     }
   }
 }
 
-// Turns one head's scores, to base 2, into weights relative to their maximum.
-inline void chunk_weights(float* scores, int num_blocks, float& highest, float& sum) {
-  const int count = num_blocks * kKvBlockSize;
+// Turns one head's scores, to base 2, into weights relative to their maximum: what codes of values, or values
+// themselves, are to be multiplied by.
+template <class T>
+inline void chunk_weights(const Chunk<T>& c, float* scores, float& highest, float& sum) {
+  const int count = c.num_blocks * kKvBlockSize;
   Vec top = load(scores);
   for (int j = kLanes; j < count; j += kLanes) top = max(top, load(scores + j));
   highest = reduce_max(top);
@@ -98,21 +129,23 @@ inline void chunk_weights(float* scores, int num_blocks, float& highest, float& 
   for (int j = 0; j < count; j += kLanes) {
     const Vec weight = exp2_of_negative(load(scores + j) - highest);
     total += weight;
-    store(scores + j, weight);
+    if (Chunk<T>::kHasScales) store(scores + j, weight * load(c.value_scales[j / kKvBlockSize] + j % kKvBlockSize));
+    else store(scores + j, weight);
   }
   sum = reduce_add(total);
 }
 
 // acc[h][i...] = sum_j weights[h][j] v[j][i...] over V vectors of a value; j ascending.
-// kLast: V is 1, and the value may end within this vector.
+// kLast: V is 1, and the value may end within this vector. Asks for the keys that are read next.
 template <int H, int V, bool kLast, class T>
-inline void chunk_values(const float (*weights)[kChunkKeys], const T* const* v_blocks, const T* const* ahead,
-                         int num_keys, int64_t dim, int64_t i, float* acc, int64_t stride) {
+inline void chunk_values(const float (*weights)[kChunkKeys], const Chunk<T>& c, int64_t dim, int64_t i, float* acc,
+                         int64_t stride) {
   Vec sum[H][V] = {};
-  for (int first = 0; first < num_keys; first += kKvBlockSize) {
-    const T* value = v_blocks[first / kKvBlockSize] + i;
-    const T* next = ahead[first / kKvBlockSize] + i * kKvBlockSize;
-    const int end = num_keys - first < kKvBlockSize ? num_keys - first : kKvBlockSize;
+  for (int b = 0; b < c.num_blocks; ++b) {
+    const int first = b * kKvBlockSize;
+    const T* value = c.values[b] + i;
+    const T* next = c.ahead[b] + i * kKvBlockSize;
+    const int end = c.num_keys - first < kKvBlockSize ? c.num_keys - first : kKvBlockSize;
     for (int j = 0; j < end; ++j, value += dim, next += V * kLanes) {
       __builtin_prefetch(next, 0, 2);
       Vec values[V];
@@ -132,38 +165,22 @@ inline void chunk_values(const float (*weights)[kChunkKeys], const T* const* v_b
     for (int v = 0; v < V; ++v) store(acc + h * stride + i + v * kLanes, sum[h][v]);
 }
 
-// As many heads at once as registers allow, then the rest.
+// A chunk as if it were the whole context: as many heads at once as registers allow, then the rest.
 template <int H = kMaxHeadsAtOnce, class T>
-[[gnu::noinline]] void attend_heads(const PagedAttentionParams& p, const float* q, const T* const* k_blocks,
-                                    const T* const* v_blocks, const T* const* ahead, int num_keys, int64_t head,
+[[gnu::noinline]] void attend_chunk(const float* q, const Chunk<T>& c, int64_t dim, float scale, int64_t head,
                                     int64_t heads, const Partial& out) {
-  const int64_t dim = p.head_dim;
-  const int num_blocks = (num_keys + kKvBlockSize - 1) / kKvBlockSize;
   for (; heads - head >= H; head += H) {
     alignas(64) float scores[H][kChunkKeys];
-    chunk_scores<H>(q + head * dim, k_blocks, v_blocks, num_blocks, num_keys, dim, p.scale * kLog2E, scores);
-    for (int h = 0; h < H; ++h) chunk_weights(scores[h], num_blocks, out.highest(head + h), out.sum(head + h));
+    chunk_scores<H>(q + head * dim, c, dim, scale, scores);
+    for (int h = 0; h < H; ++h) chunk_weights(c, scores[h], out.highest(head + h), out.sum(head + h));
     float* acc = out.rows + head * out.stride();
     int64_t i = 0;
     for (; i + kVecsPerBlock * kLanes <= dim; i += kVecsPerBlock * kLanes)
-      chunk_values<H, kVecsPerBlock, false>(scores, v_blocks, ahead, num_keys, dim, i, acc, out.stride());
-    for (; i < dim; i += kLanes) chunk_values<H, 1, true>(scores, v_blocks, ahead, num_keys, dim, i, acc, out.stride());
+      chunk_values<H, kVecsPerBlock, false>(scores, c, dim, i, acc, out.stride());
+    for (; i < dim; i += kLanes) chunk_values<H, 1, true>(scores, c, dim, i, acc, out.stride());
   }
   if constexpr (H > 1)
-    if (head < heads) attend_heads<H - 1>(p, q, k_blocks, v_blocks, ahead, num_keys, head, heads, out);
-}
-
-// One chunk of an item as if it were the whole context. `next`, `next_chunk`: what this thread does after it.
-template <class T>
-void attend_chunk(const PagedAttentionParams& p, const Item& item, int64_t chunk, const Item& next, int64_t next_chunk,
-                  const Partial& out) {
-  const T *k_blocks[kChunkBlocks], *v_blocks[kChunkBlocks], *ahead[kChunkBlocks];
-  locate(p, p.k_cache, item, chunk, k_blocks);
-  const int num_blocks = locate(p, p.v_cache, item, chunk, v_blocks);
-  for (int b = locate(p, p.k_cache, next, next_chunk, ahead); b < num_blocks; ++b) ahead[b] = v_blocks[b];
-  const int64_t left = item.num_keys - chunk * kChunkKeys, heads = p.num_heads / p.num_kv_heads;
-  attend_heads(p, p.q + (item.row * p.num_heads + item.group * heads) * p.head_dim, k_blocks, v_blocks, ahead,
-               static_cast<int>(left < kChunkKeys ? left : kChunkKeys), 0, heads, out);
+    if (head < heads) attend_chunk<H - 1>(q, c, dim, scale, head, heads, out);
 }
 
 void merge(const PagedAttentionParams& p, const Partial& total, const Partial& later) {
@@ -201,6 +218,7 @@ void write_out(const PagedAttentionParams& p, const Item& item, const Partial& t
 template <class T>
 void attend_part(const PagedAttentionParams& p, const Schedule& s, int thread) {
   const Cut &from = s.cuts[thread], &to = s.cuts[thread + 1];
+  const int64_t heads = p.num_heads / p.num_kv_heads;
   const Partial total = s.own_partial(thread, 0), one = s.own_partial(thread, 1);
   Item item, next;
   move_to(p, from.item, item);
@@ -214,7 +232,9 @@ void attend_part(const PagedAttentionParams& p, const Schedule& s, int thread) {
     for (; chunk < end; ++chunk) {
       const Partial out = is_cut ? s.shared_partial(slot, chunk) : chunk == 0 ? total : one;
       const bool is_last = chunk + 1 == end;
-      attend_chunk<T>(p, item, chunk, is_last ? next : item, is_last ? 0 : chunk + 1, out);
+      const Chunk<T> c = locate<T>(p, item, chunk, is_last ? next : item, is_last ? 0 : chunk + 1);
+      attend_chunk(p.q + (item.row * p.num_heads + item.group * heads) * p.head_dim, c, p.head_dim, p.scale * kLog2E, 0,
+                   heads, out);
       if (!is_cut && chunk > 0) merge(p, total, one);
     }
     if (!is_cut) write_out(p, item, total);
@@ -244,7 +264,8 @@ void paged_attention_as(const PagedAttentionParams& p, ThreadPool& pool) {
 
 void paged_attention(const PagedAttentionParams& p, ThreadPool& pool) {
   if (p.num_tokens == 0) return;
-  if (p.k_cache.dtype == DType::kBFloat16) paged_attention_as<uint16_t>(p, pool);
+  if (p.k_cache.dtype == DType::kInt8) paged_attention_as<int8_t>(p, pool);
+  else if (p.k_cache.dtype == DType::kBFloat16) paged_attention_as<uint16_t>(p, pool);
   else paged_attention_as<float>(p, pool);
 }
 

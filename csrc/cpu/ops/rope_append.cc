@@ -20,13 +20,31 @@ void rotate(const float* head, const float* cos, const float* sin, int64_t half,
 }
 
 template <class T>
-void round_to(const float* from, int64_t count, T* to) {
+void write_rounded(const float* from, int64_t count, T* to, float*) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
   for (; i < count; ++i) store_one(to + i, from[i]);
 }
 
-// scratch: a head in float32, then as T.
+// Zeros follow `from` up to a whole vector.
+void write_rounded(const float* from, int64_t count, int8_t* to, float* scale) {
+  Vec top{}, flaws{};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec x = load(from + i);
+    top = max(top, x < 0 ? -x : x);
+    flaws += x * 0.0f;  // NaN where x is not finite; a maximum may forget a NaN
+  }
+  *scale = reduce_max(top) / 127.0f + reduce_add(flaws);
+  const Vec divisor = splat(*scale > 0 ? *scale : 1.0f);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec code = max(min(load(from + i) / divisor, splat(127.0f)), splat(-127.0f));
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+    const VecB codes = __builtin_convertvector(reinterpret_cast<VecI>(code + 12582912.0f), VecB);
+    memcpy(to + i, &codes, count - i < kLanes ? count - i : kLanes);
+  }
+}
+
+// scratch: a head in float32 and as T, each padded to whole vectors.
 template <class T>
 void rope_append_token(const RopeAppendParams& p, int64_t n, float* scratch) {
   const int64_t dim = p.head_dim, half = dim / 2, heads = p.num_heads, groups = p.num_kv_heads;
@@ -37,23 +55,27 @@ void rope_append_token(const RopeAppendParams& p, int64_t n, float* scratch) {
   const float* sin = cos + half;
   for (int64_t h = 0; h < heads; ++h) rotate(q + h * dim, cos, sin, half, p.q + (n * heads + h) * dim);
   const int64_t block = p.slot_mapping[n] / kKvBlockSize, offset = p.slot_mapping[n] % kKvBlockSize;
+  const int64_t padded = (dim + kLanes - 1) / kLanes * kLanes;
+  T* rounded = reinterpret_cast<T*>(scratch + padded);
+  for (int64_t i = dim; i < padded; ++i) scratch[i] = 0.0f;
   for (int64_t g = 0; g < groups; ++g) {
+    const int64_t token = (block * groups + g) * kKvBlockSize + offset;  // [B, G, 16]
     T* to_k = static_cast<T*>(p.k_cache.data) + (block * groups + g) * dim * kKvBlockSize + offset;
-    T* to_v = static_cast<T*>(p.v_cache.data) + ((block * groups + g) * kKvBlockSize + offset) * dim;
-    T* rounded = reinterpret_cast<T*>(scratch + dim);
     rotate(k + g * dim, cos, sin, half, scratch);
-    round_to(scratch, dim, rounded);
+    write_rounded(scratch, dim, rounded, p.k_scale ? p.k_scale + token : nullptr);
     for (int64_t i = 0; i < dim; ++i) to_k[i * kKvBlockSize] = rounded[i];
-    round_to(v + g * dim, dim, to_v);
+    memcpy(scratch, v + g * dim, dim * sizeof(float));
+    write_rounded(scratch, dim, static_cast<T*>(p.v_cache.data) + token * dim, p.v_scale ? p.v_scale + token : nullptr);
   }
 }
 
 void rope_append(const RopeAppendParams& p, ThreadPool& pool) {
   const int64_t width = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
   parallel_for(pool, p.num_tokens, grain_of(width), [&](int64_t begin, int64_t end, int thread) {
-    float* scratch = static_cast<float*>(pool.scratch(thread, 2 * p.head_dim * sizeof(float)));
+    float* scratch = static_cast<float*>(pool.scratch(thread, 2 * (p.head_dim + kLanes) * sizeof(float)));
     for (int64_t n = begin; n < end; ++n) {
-      if (p.k_cache.dtype == DType::kBFloat16) rope_append_token<uint16_t>(p, n, scratch);
+      if (p.k_cache.dtype == DType::kInt8) rope_append_token<int8_t>(p, n, scratch);
+      else if (p.k_cache.dtype == DType::kBFloat16) rope_append_token<uint16_t>(p, n, scratch);
       else rope_append_token<float>(p, n, scratch);
     }
   });
