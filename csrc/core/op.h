@@ -55,7 +55,7 @@ constexpr Field make_field(const char* name, size_t offset) {
 #define SIMPLEAR_FIELD(Params, field) ::simplear::make_field<decltype(Params::field)>(#field, offsetof(Params, field))
 
 struct OpImpl {
-  const char* op;    // "rms_norm"
+  const char* op;    // "linear"
   const char* impl;  // "baseline", "avx2", "avx512", ...
   const Field* fields;
   size_t num_fields;

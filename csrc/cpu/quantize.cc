@@ -5,6 +5,14 @@
 
 #include "cpu/panels.h"
 
+// This file is compiled for every processor, and quantising half a billion weights is worth wider vectors: the compiler
+// makes one version a set and picks at run time. No operation is contracted, so all versions give the same bits.
+#if defined(__x86_64__) && defined(__linux__)
+#define SIMPLEAR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SIMPLEAR_CLONES
+#endif
+
 namespace simplear {
 namespace {
 
@@ -12,10 +20,10 @@ constexpr int kErrorLanes = 8;  // partial sums of a squared error, so that it c
 constexpr float kFactors[] = {1.0f, 0.9375f, 1.0625f, 0.875f, 1.125f};
 
 // To the nearest integer, ties to even, for magnitudes below 2^22.
-inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+inline __attribute__((always_inline)) float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // Largest magnitude; weights are finite.
-float largest(const float* weights, int64_t n) {
+inline __attribute__((always_inline)) float largest(const float* weights, int64_t n) {
   float most = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
     const float magnitude = std::fabs(weights[i]);
@@ -33,7 +41,7 @@ inline float round_to_bf16(float x) {
 }
 
 // q[i] = weights[i] / scale, rounded and kept in -8..7; returns the squared error. scale != 0.
-float round_group(const float* weights, float scale, float* q) {
+inline __attribute__((always_inline)) float round_group(const float* weights, float scale, float* q) {
   const float inverse = 1.0f / scale;
   float errors[kErrorLanes] = {};
   for (int first = 0; first < kQuantGroup; first += kErrorLanes)
@@ -51,7 +59,7 @@ float round_group(const float* weights, float scale, float* q) {
 }
 
 // The chosen scale of a group and its integers.
-float quantize_group(const float* weights, float* q) {
+inline __attribute__((always_inline)) float quantize_group(const float* weights, float* q) {
   for (int i = 0; i < kQuantGroup; ++i) q[i] = 0.0f;
   const float most = largest(weights, kQuantGroup);
   float extreme = 0.0f;
@@ -74,7 +82,7 @@ float quantize_group(const float* weights, float* q) {
 
 }  // namespace
 
-void quantize_row_int8(const float* weights, int64_t k, int64_t row, uint8_t* panel) {
+SIMPLEAR_CLONES void quantize_row_int8(const float* weights, int64_t k, int64_t row, uint8_t* panel) {
   const float most = largest(weights, k);
   const float scale = most / 127.0f;
   const float inverse = scale < 1e-37f ? 0.0f : 127.0f / most;
@@ -87,7 +95,7 @@ void quantize_row_int8(const float* weights, int64_t k, int64_t row, uint8_t* pa
   std::memcpy(panel + k * kPanelRows + row * 4, &scale, 4);
 }
 
-void quantize_row_int4(const float* weights, int64_t k, int64_t row, uint8_t* panel) {
+SIMPLEAR_CLONES void quantize_row_int4(const float* weights, int64_t k, int64_t row, uint8_t* panel) {
   for (int64_t group = 0; group < k / kQuantGroup; ++group) {
     uint8_t* block = panel + group / 2 * kInt4BlockBytes;
     float q[kQuantGroup];

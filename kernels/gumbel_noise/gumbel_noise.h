@@ -1,6 +1,6 @@
 // The noise of guided sampling by itself: noise[p, v] = g(seed[p], position[p], v), g ~ Gumbel(0, 1).
 //
-// Sampling draws it on the fly (cfg_sample.h); this op hands it out, for drafts that are sampled elsewhere and to show
+// Sampling draws it on the fly (head_sample.h); this op hands it out, for drafts that are sampled elsewhere and to show
 // that every backend agrees on it in every bit. Writes P * V elements once.
 #pragma once
 
