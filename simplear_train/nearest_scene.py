@@ -60,6 +60,12 @@ class NearestScene:
     def cell(self, image: np.ndarray, x: int, y: int) -> str:
         return self._nearest(self.cells[x, y], self._cell(image, x, y))
 
+    def shows(self, kind: str, image: np.ndarray, seen: tuple) -> bool:
+        """Whether `image` passes as one of `requests()`."""
+        if kind == "single":
+            return self.single(image) == seen[0]
+        return all(self.cell(image, x, y) == noun for noun, x, y in seen)
+
 
 def requests() -> list[tuple[str, str, tuple]]:
     """(kind, prompt, what must be seen where)"""
@@ -98,12 +104,7 @@ def main() -> None:
             judge = judge or NearestScene(images[0].shape[0], args.cache_dir)
             passed: dict[str, list[bool]] = {}
             for (kind, _, seen), image in zip(asked, images):
-                right = (
-                    judge.single(image) == seen[0]
-                    if kind == "single"
-                    else all(judge.cell(image, x, y) == n for n, x, y in seen)
-                )
-                passed.setdefault(kind, []).append(right)
+                passed.setdefault(kind, []).append(judge.shows(kind, image, seen))
             shares = "  ".join(f"{kind} {np.mean(v):.2f} ({len(v)})" for kind, v in passed.items())
             print(f"guidance {scale}  top_k {top_k}  {shares}", flush=True)
 
