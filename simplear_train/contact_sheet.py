@@ -2,6 +2,8 @@
 
     python -m simplear_train.contact_sheet --model simplear_engine/default_model --out docs/images/default_model_contact_sheet.png
     python -m simplear_train.contact_sheet --model ... --out ... --plain-torch       without the engine (sample.py)
+    python -m simplear_train.contact_sheet --model simplear_engine/default_model --out docs/images/quantization.png \\
+        --dtypes float32 bfloat16 int8 int4 --count 12                               a row for each dtype
 
 Prompt number i has seed i. The engine and plain torch draw different noise, so their sheets differ.
 """
@@ -21,10 +23,12 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def draw_with_engine(folder: Path, prompts: tuple[str, ...], guidance_scale: float) -> list[np.ndarray]:
+def draw_with_engine(
+    folder: Path, prompts: tuple[str, ...], guidance_scale: float, dtype: str = "auto"
+) -> list[np.ndarray]:
     from simplear_engine import Engine
 
-    engine = Engine.from_pretrained(str(folder))
+    engine = Engine.from_pretrained(str(folder), dtype=dtype)
     return [
         np.asarray(engine.generate(prompt, seed=seed, guidance_scale=guidance_scale)[0].pil)
         for seed, prompt in enumerate(prompts)
@@ -47,18 +51,24 @@ def draw_with_torch(folder: Path, prompts: tuple[str, ...], guidance_scale: floa
     return list(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def sheet(pictures: list[np.ndarray], captions: tuple[str, ...], columns: int = 4, margin: int = 8):
+def sheet(
+    pictures: list[np.ndarray], captions: tuple[str, ...], columns: int = 4, margin: int = 8,
+    row_names: tuple[str, ...] = (),
+):  # fmt: skip
+    """A PIL picture of `pictures` in reading order, captions beneath and, where given, names left of the rows."""
     from PIL import Image, ImageDraw, ImageFont
 
-    side, text_height = 160, 20
+    side, text_height, left = 160, 20, 70 if row_names else 0
     font = ImageFont.load_default(13)
     rows = -(-len(pictures) // columns)
     canvas = Image.new(
-        "RGB", (columns * (side + margin) + margin, rows * (side + text_height + margin) + margin), "white"
+        "RGB", (left + columns * (side + margin) + margin, rows * (side + text_height + margin) + margin), "white"
     )
     pen = ImageDraw.Draw(canvas)
+    for i, name in enumerate(row_names):
+        pen.text((margin, margin + i * (side + text_height + margin) + side // 2), name, fill="black", font=font)
     for i, (picture, caption) in enumerate(zip(pictures, captions)):
-        x, y = margin + i % columns * (side + margin), margin + i // columns * (side + text_height + margin)
+        x, y = left + margin + i % columns * (side + margin), margin + i // columns * (side + text_height + margin)
         canvas.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (x, y))
         pen.rectangle((x, y, x + side - 1, y + side - 1), outline="#cccccc")
         pen.text((x, y + side + 2), textwrap.shorten(caption, 26), fill="black", font=font)
@@ -71,13 +81,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--guidance-scale", type=float, help="instead of the folder's own")
     parser.add_argument("--prompts", type=Path, help="file with one prompt a line, instead of the built-in sixteen")
+    parser.add_argument("--count", type=int, help="only the first so many prompts")
+    parser.add_argument("--dtypes", nargs="+", help="draw all prompts in each of them, a row for each")
     parser.add_argument("--plain-torch", action="store_true")
     args = parser.parse_args()
-    prompts = tuple(args.prompts.read_text().splitlines()) if args.prompts else PROMPTS
+    if args.plain_torch and args.dtypes:
+        parser.error("--dtypes: expected the engine, not --plain-torch")
+    prompts = (tuple(args.prompts.read_text().splitlines()) if args.prompts else PROMPTS)[: args.count]
     scale = args.guidance_scale or json.loads((args.model / "simplear.json").read_text())["guidance_scale"]
-    draw = draw_with_torch if args.plain_torch else draw_with_engine
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(draw(args.model, prompts, scale), prompts).save(args.out)
+    if args.dtypes:
+        pictures = [p for dtype in args.dtypes for p in draw_with_engine(args.model, prompts, scale, dtype)]
+        names = tuple(args.dtypes)
+        sheet(pictures, prompts * len(names), columns=len(prompts), row_names=names).save(args.out, optimize=True)
+    else:
+        draw = draw_with_torch if args.plain_torch else draw_with_engine
+        sheet(draw(args.model, prompts, scale), prompts).save(args.out)
     print(args.out)
 
 
