@@ -6,7 +6,8 @@ The embedded model draws the prompts of simplear_train/nearest_scene.py in float
 table then scores these codes, teacher-forced with the conditional prompt: KL(float32 || row) of the next code in nats,
 how often the likeliest code is another one, the mean of -log p(code), and total variation between what is sampled from
 (guidance, top-k). Each row also draws the same pictures from the same seeds. Rows "weights only" round the weights like
-that dtype and compute in float32, so the rest is what rounded activations and keys and values in bfloat16 add.
+that dtype and compute in float32, so the rest is what rounded activations and keys and values in bfloat16 add. One row
+keeps keys and values in int8 beside float32 weights.
 Intervals are 95 % bootstrap intervals over prompts; all pictures of a prompt stay together.
 
 --art: a cache folder of simplear_train/sprites.py (fetched with npm where it is empty; needs resvg-py). With it the rows
@@ -34,7 +35,8 @@ from simplear_engine.weights import LM_HEAD
 from simplear_train.emoji_scenes import SceneMaker
 from simplear_train.nearest_scene import NearestScene, requests
 
-DTYPES = ("float32", "bfloat16", *QUANTIZED)
+DRAWING = {dtype: {"dtype": dtype} for dtype in ("float32", "bfloat16", *QUANTIZED)}
+DRAWING["float32, int8 keys and values"] = {"dtype": "float32", "kv_dtype": "int8"}
 REFERENCE = "float32"
 RESAMPLES = 1000
 HELD_OUT_SEED = 1  # the validation stream of simplear_train/extract_tokens.py
@@ -333,7 +335,7 @@ def main() -> None:
 
     asked = requests()[: options.prompts]
     prompts = [prompt for _, prompt, _ in asked]
-    drawing = {dtype: Engine.from_pretrained("default", dtype=dtype, threads=options.threads) for dtype in DTYPES}
+    drawing = {name: Engine.from_pretrained("default", threads=options.threads, **how) for name, how in DRAWING.items()}
     scoring = drawing | {f"{d}, weights only": with_rounded_weights(d, options.threads) for d in QUANTIZED}
     for name, engine in scoring.items():
         check(name, engine)
