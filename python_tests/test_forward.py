@@ -106,8 +106,8 @@ def unpacked_weights(weights, arrays, dtype):
 @pytest.mark.parametrize(
     "dtype, kv_dtype, tolerance",
     [
-        ("float32", None, 2e-4), ("bfloat16", None, 0.1), ("int8", None, 0.1), ("int4", None, 0.1),
-        ("float32", "bfloat16", 0.1), ("float32", "int8", 0.1), ("bfloat16", "int8", 0.1),
+        ("float32", None, 2e-4), ("bfloat16", None, 0.005), ("int8", None, 0.005), ("int4", None, 0.005),
+        ("float32", "bfloat16", 0.005), ("float32", "int8", 0.005), ("bfloat16", "int8", 0.005),
     ],
 )  # fmt: skip
 def test_recorded_steps_equal_the_references(dtype, kv_dtype, tolerance):

@@ -5,7 +5,7 @@ import numpy as np
 from simplear_engine.kernels.gumbel_noise.noise import gumbel_noise
 from simplear_engine.kernels.linear import weight_bytes
 from simplear_engine.kernels.op import F32, FLOAT, I32, U64, Case, In, InOut, Op, Out
-from simplear_engine.kernels.packed_weight import WEIGHT, ReferenceWeight, pack_array, rms_norm
+from simplear_engine.kernels.packed_weight import WEIGHT, ReferenceWeight, norm_slack, pack_array, rms_norm
 
 
 def guide(cond, uncond, scale, temperature):
@@ -96,7 +96,7 @@ def case(draws, rows, codes, k, weight, norm="float32"):
 
 
 def tolerance(case):
-    return (2e-5, 2e-5 * np.sqrt(case.axes["K"])) if case.dtypes["weight"] == "float32" else (2e-2, 0.1)
+    return 1e-5, 5e-5 + norm_slack(case.axes["R"] * case.axes["K"], case.dtypes["weight"], 0.1)
 
 
 OP = Op(
