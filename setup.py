@@ -55,7 +55,11 @@ setup(
         *(f"simplear_engine.{name}" for name in kernels),
     ],
     package_dir={"simplear_engine.kernels": "kernels"},
-    package_data={"simplear_engine": ["default_model/*", "default_model/vq/*"], "simplear_engine.kernels": ["*/*.h"]},
+    package_data={
+        "simplear_engine": ["default_model/*", "default_model/vq/*"],
+        "simplear_engine.kernels": ["*/*.h"],
+        "simplear_train": ["configs/*.toml"],
+    },
     ext_modules=[CMakeExtension("simplear_engine._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -236,9 +236,9 @@ def activations_alone(engine: Engine, prompts: list[str], images: list, num_prom
     """Mean KL to float32 where products take rows in int8 and everything else is float32, by what shares a scale."""
     import torch
 
-    from simplear_train.model import load_hf_folder
+    from simplear_train.model_folder import load_model
 
-    model = load_hf_folder(resolve("default"))
+    model = load_model(resolve("default"))
     group = None
 
     def rounded(x):

@@ -1,5 +1,6 @@
-"""A run that stops and goes on ends where an uninterrupted one ends."""
+"""A run that stops and goes on ends where an uninterrupted one ends, however it was cut into batches."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,43 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
-from simplear_train.checkpoint import load_checkpoint, save_checkpoint
+from simplear_engine import Engine
+from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from simplear_train.loop import LoopConfig, learning_rate
+from simplear_train.next_token import DataConfig, SourceConfig
 from simplear_train.presets import PRESETS
+from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
+from simplear_train.sft import SftConfig, sft
+from simplear_train.token_shards import ShardWriter
+
+
+def write_tokens(folder):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("validation", 8)):
+        with ShardWriter(folder / split, 16) as writer:
+            for i in range(count):
+                writer.add(rng.integers(0, 16, (2, 2)), [f"picture {i}", f"number {i}"])
+
+
+def config_for(folder, **loop) -> PretrainConfig:
+    if not (folder / "train").exists():
+        write_tokens(folder)
+    settings = dict(
+        steps=12, learning_rate=1e-2, schedule="cosine", warmup_steps=2, ema_decay=0.9, compute_dtype="float32",
+        log_every=1, validate_every=6, save_every=5,
+    )  # fmt: skip
+    return PretrainConfig(
+        DataConfig(
+            (SourceConfig(str(folder / "train")),), str(folder / "validation"), batch_size=8, micro_batch_size=8
+        ),
+        StartConfig(scratch=ScratchConfig(270, 32, 32, 2, 2, 1)),
+        loop=LoopConfig(**{**settings, **loop}),
+    )
+
+
+def losses_of(run) -> list[float]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def assert_equal_states(first, second):
@@ -20,30 +56,63 @@ def assert_equal_states(first, second):
 
 
 def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
-    from simplear_train.pretrain import pretrain
-
-    smoke = PRESETS["smoke"]
-    preset = replace(
-        smoke,
-        model=replace(smoke.model, hidden_size=32, intermediate_size=32),
-        pretrain=replace(smoke.pretrain, steps=12, batch_size=8, text_vocab_size=270),
-        tokenizer=replace(smoke.tokenizer, levels=(4, 4)),
-    )
-    tokens = tmp_path / "tokens"
-    tokens.mkdir()
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 40), ("validation", 8)):
-        captions = [[f"picture {i}", f"number {i}"] for i in range(count)]
-        words = np.frombuffer(str(captions).replace("'", '"').encode(), np.uint8)
-        np.savez(
-            tokens / f"{split}-0-of-1.npz", codes=rng.integers(0, 16, (count, 2, 2)).astype(np.uint16), captions=words
-        )
-    pretrain(preset, tokens, tmp_path / "straight", "cpu", resume=False)
-    pretrain(preset, tokens, tmp_path / "halved", "cpu", resume=False, stop_at=7)
-    pretrain(preset, tokens, tmp_path / "halved", "cpu", resume=True)
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "straight", "cpu")
+    pretrain(config, tmp_path / "halved", "cpu", stop_at=7)
+    pretrain(config, tmp_path / "halved", "cpu", resume=True)
     straight, halved = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved"))
     assert straight["step"] == halved["step"] == 12
     assert_equal_states(straight, halved)
+    assert losses_of(tmp_path / "halved") == pytest.approx(losses_of(tmp_path / "straight"), abs=1e-6)
+    assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
+
+
+def test_micro_batches_and_packing_do_not_change_the_curve(tmp_path):
+    config = config_for(tmp_path, steps=6)
+    pretrain(config, tmp_path / "whole", "cpu")
+    pretrain(replace(config, data=replace(config.data, micro_batch_size=3)), tmp_path / "micro", "cpu")
+    pretrain(replace(config, data=replace(config.data, pack_length=40)), tmp_path / "packed", "cpu")
+    for name in ("micro", "packed"):
+        assert losses_of(tmp_path / name) == pytest.approx(losses_of(tmp_path / "whole"), abs=1e-4)
+
+
+def test_a_pretrained_folder_is_served_and_fine_tuned_further(tmp_path):
+    config = config_for(tmp_path, steps=2)
+    folder = pretrain(config, tmp_path / "first", "cpu")
+    with Engine.from_pretrained(str(folder), threads=1) as engine:
+        image = engine.generate_from_ids(
+            engine._text.encode_prompt("picture 3", engine.defaults), guidance_scale=1, seed=1
+        )
+        assert image[0].tokens.shape == (2, 2)
+    config = SftConfig(
+        config.data, str(folder), loop=replace(config.loop, learning_rate=1e-3, ema_decay=0.0, warmup_steps=0)
+    )
+    sft(config, tmp_path / "second", "cpu")
+    assert losses_of(tmp_path / "second")[0] < losses_of(tmp_path / "first")[0]
+
+
+def test_schedules_warm_up_and_end_where_they_say():
+    cosine = LoopConfig(steps=100, learning_rate=1.0, min_learning_rate=0.1, schedule="cosine", warmup_steps=10)
+    assert learning_rate(cosine, 4) == 0.5 and learning_rate(cosine, 10) == 1.0
+    assert learning_rate(cosine, 55) == pytest.approx(0.55) and learning_rate(cosine, 100) == pytest.approx(0.1)
+    assert learning_rate(replace(cosine, schedule="constant"), 99) == 1.0
+
+
+def test_gradients_that_are_not_finite_are_skipped_counted_and_in_the_end_fatal(tmp_path, monkeypatch):
+    from simplear_train.next_token import NextToken
+
+    loss, calls = NextToken.loss, []
+
+    def sometimes_nan(self, micro_batch):
+        calls.append(None)
+        value, parts = loss(self, micro_batch)
+        return (value * float("nan") if len(calls) == 2 or len(calls) > 5 else value), parts
+
+    monkeypatch.setattr(NextToken, "loss", sometimes_nan)
+    with pytest.raises(TrainingError, match="not finite in 3 updates in a row"):
+        pretrain(config_for(tmp_path, max_skipped=2), tmp_path / "run", "cpu")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["skipped_updates"] for row in rows if "skipped_updates" in row] == [0, 1, 1, 1, 1, 2, 3]
 
 
 def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkeypatch):
@@ -69,14 +138,15 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
     assert_equal_states(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved")))
 
 
-def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
+def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"step": 1})
 
-    class Unpicklable:
-        def __reduce__(self):
-            raise OSError("disk full")
+    def full(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, {"step": Unpicklable()})
-    assert load_checkpoint(path) == {"step": 1}
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space left on device; the previous checkpoint is intact"):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]

@@ -97,10 +97,14 @@ class TextTokenizer:
         """[begin] + negative prompt + [end], without the prefix."""
         return self._wrap("", negative_prompt, defaults, "negative_prompt")
 
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a tokenizer.json."""
+        return self._whole.to_str()
+
     def write_json(self, path) -> None:
         """Writes the whole tokenizer as a tokenizer.json."""
         with atomic_writer(path) as file:
-            file.write(self._whole.to_str().encode())
+            file.write(self.to_json().encode())
 
     def _wrap(self, prefix: str, prompt: str, defaults: GenerationDefaults, name: str) -> list[int]:
         if not isinstance(prompt, str):

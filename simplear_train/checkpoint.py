@@ -1,29 +1,82 @@
-"""What every training loop needs around its loss: atomic checkpoints, averaged weights, a schedule and a log.
+"""What a run needs to go on where it was killed: atomic files that hold weights, averages and optimizer by name.
 
-A checkpoint is written beside its final name and moved there, so a killed run leaves the previous one intact. The
-data of a step depend on the step's number alone, hence (weights, averages, optimizer, step) is the whole state and a
-resumed run repeats an uninterrupted one.
+A checkpoint is written beside its final name, forced to disk and moved there, so a killed run leaves the previous one
+intact. The data of a step depend on the step's number alone, hence (weights, averages, optimizer, step) is the whole
+state and a resumed run repeats an uninterrupted one. Tensors are stored whole, so that a run may go on with
+another number of processes.
 """
 
-import json
-import math
+import contextlib
 import os
-import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from simplear_engine.errors import SimplearError
+
+from .parallel import part_like, whole
+
+
+class TrainingError(SimplearError, RuntimeError):
+    """A run cannot go on, or not as it was asked to."""
+
+    kind = "training"
+
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Raises TrainingError where the disk is full or cannot be written; the previous checkpoint then still stands."""
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier checkpoint"
+        raise TrainingError(f"cannot write {path}: {error}; {kept}") from error
 
 
 def load_checkpoint(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever the unpickler stumbled over
+        raise TrainingError(f"cannot read {path}: {error}") from error
+
+
+def model_state(module: nn.Module) -> dict:
+    return {name: whole(p.detach()).cpu() for name, p in module.named_parameters()}
+
+
+@torch.no_grad()
+def restore_model(module: nn.Module, state: dict) -> None:
+    parameters = dict(module.named_parameters())
+    if parameters.keys() != state.keys():
+        raise TrainingError(f"checkpoint: other parameters than the model: {sorted(parameters.keys() ^ state.keys())}")
+    for name, p in parameters.items():
+        p.copy_(part_like(state[name], p))
+
+
+def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """{parameter name: {what the optimizer keeps of it}}"""
+    return {
+        name: {key: whole(value).cpu() for key, value in optimizer.state[p].items()}
+        for name, p in module.named_parameters()
+        if p in optimizer.state
+    }
+
+
+@torch.no_grad()
+def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    for name, p in module.named_parameters():
+        if name in state:
+            optimizer.state[p] = {
+                key: value.clone() if value.ndim == 0 else part_like(value, p) for key, value in state[name].items()
+            }
 
 
 class AveragedWeights:
@@ -42,41 +95,27 @@ class AveragedWeights:
         for name, p in module.named_parameters():
             self.values[name].lerp_(p.detach().float(), 1 - decay)
 
+    @contextlib.contextmanager
+    def in_place_of(self, module: nn.Module):
+        """The module computes with the averages inside the block. Memory stays where it is, so an engine that borrows
+        the parameters draws with them, too (once it has been told)."""
+        parameters = dict(module.named_parameters())
+        live = {name: p.detach().clone() for name, p in parameters.items()}
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(self.values[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(live[name])
+
     def state(self) -> dict:
-        return {"num_updates": self.num_updates, "values": self.values}
+        values = {name: whole(value).cpu() for name, value in self.values.items()}
+        return {"num_updates": self.num_updates, "values": values}
 
     def restore(self, state: dict) -> None:
         self.num_updates = state["num_updates"]
         for name, value in state["values"].items():
-            self.values[name].copy_(value)
-
-
-def cosine_learning_rate(step: int, steps: int, warmup_steps: int, peak: float, floor: float) -> float:
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def adamw(module: nn.Module, learning_rate: float, weight_decay: float, betas=(0.9, 0.95)) -> torch.optim.AdamW:
-    """Matrices decay; vectors (norms, biases) do not."""
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors = [p for p in module.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
-
-
-class JsonlLog:
-    """One JSON object a line, flushed at once, so that a run can be watched and plotted while it goes."""
-
-    def __init__(self, path: Path, append: bool, enabled: bool = True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a" if append else "w") if enabled else None
-        self.start = time.monotonic()
-
-    def write(self, **values) -> None:
-        if self.file is None:
-            return
-        values["elapsed_s"] = round(time.monotonic() - self.start, 1)
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+            self.values[name].copy_(part_like(value, self.values[name]))

@@ -39,14 +39,14 @@ def draw_with_torch(folder: Path, prompts: tuple[str, ...], guidance_scale: floa
     from tokenizers import Tokenizer
 
     from .image_tokenizer import load_image_tokenizer
-    from .model import load_hf_folder
+    from .model_folder import load_model
     from .sample import sample_codes
 
     entry = json.loads((folder / "simplear.json").read_text())
     image_tokenizer = load_image_tokenizer(folder / "vq" / "tokenizer.safetensors")
     height, width = (entry[key] // image_tokenizer.config.spatial_compression for key in ("height", "width"))
     text = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    codes = sample_codes(load_hf_folder(folder), text, list(prompts), height * width, guidance_scale, 1.0, seed)
+    codes = sample_codes(load_model(folder), text, list(prompts), height * width, guidance_scale, 1.0, seed)
     pictures = image_tokenizer.decode(codes.view(-1, height, width)).detach().clamp(-1, 1)
     return list(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
 

@@ -4,18 +4,16 @@
         --out runs/tokens
     torchrun --standalone --nproc-per-node 2 -m simplear_train.extract_tokens ...       the same, in parallel
 
-Each process writes one shard per split, {train,validation}-RANK-of-N.npz: `codes` uint16 or int32 [n, h, w] and
-`captions` (JSON as bytes: for each scene a list of wordings). A shard already there is kept, so a killed
-extraction goes on where it was.
+Writes OUT/train and OUT/validation, folders of token shards (token_shards.py) with several wordings for each scene. The
+processes take turns over shards, and a shard already there is kept, so a killed extraction goes on where it was.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from .emoji_scenes import SceneMaker
@@ -23,9 +21,11 @@ from .image_tokenizer import load_image_tokenizer
 from .parallel import ALONE, Share, join_peers
 from .presets import PRESETS, Preset, concepts_of
 from .sprites import DEFAULT_CACHE
+from .token_shards import ShardWriter, write_index
 from .train_tokenizer import VALIDATION_SEED_OFFSET, to_tensor
 
 WORDINGS = 6  # captions kept per scene; pretraining draws one of them each time
+SCENES_PER_SHARD = 2048
 
 
 @torch.no_grad()
@@ -39,40 +39,24 @@ def extract(
         "validation": (preset.seed + VALIDATION_SEED_OFFSET, preset.pretrain.num_validation_scenes),
     }
     for split, (seed, num_scenes) in splits.items():
-        path = out / f"{split}-{share.rank}-of-{share.world_size}.npz"
-        if path.exists():
-            continue
         maker = SceneMaker(seed, preset.tokenizer.image_side, cache_dir, concepts_of(preset))
-        numbers = share.slice(0, num_scenes)
-        codes, captions = [], []
-        for begin in tqdm(
-            range(numbers.start, numbers.stop, 32), desc=split, disable=not share.is_first, mininterval=5
-        ):
-            batch = range(begin, min(begin + 32, numbers.stop))
-            images = to_tensor([maker.picture(i) for i in batch]).to(device)
-            # bf16 would be faster, but a rounded z near a decision threshold gives another code than the encoder
-            # that ships; float32 keeps training tokens and `encode()` equal.
-            codes.append(tokenizer.encode(images).cpu().numpy())
-            captions += [[maker.scene(i, wording).caption for wording in range(WORDINGS)] for i in batch]
-        temporary = path.with_suffix(".tmp.npz")
-        dtype = np.uint16 if tokenizer.fsq.num_codes <= 2**16 else np.int32
-        words = np.frombuffer(json.dumps(captions).encode(), np.uint8)
-        np.savez_compressed(temporary, codes=np.concatenate(codes).astype(dtype), captions=words)
-        temporary.replace(path)
-
-
-def read_tokens(folder: Path, split: str) -> tuple[np.ndarray, list[list[str]]]:
-    """(codes int64 [n, h*w], captions) of all shards of a split, in scene order."""
-    codes, captions = [], []
-    for path in sorted(folder.glob(f"{split}-*-of-*.npz"), key=lambda p: int(p.name.split("-")[1])):
-        if path.name.endswith(".tmp.npz"):
-            continue
-        with np.load(path) as shard:
-            codes.append(shard["codes"].reshape(len(shard["codes"]), -1).astype(np.int64))
-            captions += json.loads(shard["captions"].tobytes())
-    if not codes:
-        raise FileNotFoundError(f"{folder}: no {split}-*-of-*.npz shards, run simplear_train.extract_tokens first")
-    return np.concatenate(codes), captions
+        num_shards = -(-num_scenes // SCENES_PER_SHARD)
+        for number in tqdm(range(share.rank, num_shards, share.world_size), desc=split, disable=not share.is_first):
+            if (out / split / f"shard-{number:05d}.safetensors").exists():
+                continue
+            scenes = range(number * SCENES_PER_SHARD, min((number + 1) * SCENES_PER_SHARD, num_scenes))
+            with ShardWriter(out / split, tokenizer.fsq.num_codes, SCENES_PER_SHARD, number, index=False) as writer:
+                for begin in range(scenes.start, scenes.stop, 32):
+                    batch = range(begin, min(begin + 32, scenes.stop))
+                    images = to_tensor([maker.picture(i) for i in batch]).to(device)
+                    # bf16 would be faster, but a rounded z near a decision threshold gives another code than the encoder
+                    # that ships; float32 keeps training tokens and `encode()` equal.
+                    for i, codes in zip(batch, tokenizer.encode(images).cpu().numpy()):
+                        writer.add(codes, [maker.scene(i, wording).caption for wording in range(WORDINGS)])
+        if share.world_size > 1:
+            dist.barrier()
+        if share.is_first:
+            write_index(out / split, tokenizer.fsq.num_codes)
 
 
 def main() -> None:

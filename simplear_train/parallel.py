@@ -1,11 +1,13 @@
-"""Data parallelism by torchrun: every process takes its share of each batch, gradients are averaged once a step.
+"""Training on several processes, started by torchrun: every process takes its share of each batch.
 
     torchrun --standalone --nproc-per-node 2 -m simplear_train.pretrain ...       two processes
     python -m simplear_train.pretrain ...                                         one process, same code
 
+Parameters are whole everywhere and gradients are averaged once a step, or (sharding "fsdp2") every process keeps a part of
+each parameter, of its gradient and of the optimizer's state, and layers are put together while they are needed.
+
 On a busy CPU, one single-threaded process per core is about three times faster than one process with as many threads:
-threads meet at every operation and wait for whichever is not scheduled, processes meet once a step. On GPUs the
-same lines mean one process per device. (Sharded models need FSDP instead; nothing here is large enough.)
+threads meet at every operation and wait for whichever is not scheduled, processes meet once a step.
 """
 
 import os
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def join_peers(device: str) -> Share:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return ALONE
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return Share(dist.get_rank(), world_size)
@@ -49,12 +52,51 @@ def join_peers(device: str) -> Share:
 
 @torch.no_grad()
 def average_gradients(module: nn.Module, share: Share) -> None:
-    """One all-reduce over all gradients laid end to end."""
-    if share.world_size == 1:
+    """One all-reduce over all gradients laid end to end; sharded gradients are averaged already."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None and not is_sharded(p)]
+    if share.world_size == 1 or not gradients:
         return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= share.world_size
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
         gradient.copy_(part.view_as(gradient))
+
+
+def combine(values: list[float], share: Share, largest: bool = False) -> list[float]:
+    """Sums (or maxima) over all processes; every process calls it with as many values."""
+    if share.world_size == 1 or not values:
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+    return tensor.tolist()
+
+
+def shard(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Spreads the parameters over all processes: float32 where they are kept, `compute_dtype` where layers compute."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    # The root is let go of after its forward pass, too: a pass without gradients would else leave a stale copy.
+    fully_shard(model, mp_policy=policy, reshard_after_forward=True)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; where it is sharded, every process has to ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def part_like(value: Tensor, like: Tensor) -> Tensor:
+    """The part of a whole tensor that this process keeps of `like`."""
+    if not is_sharded(like):
+        return value.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

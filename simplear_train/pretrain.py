@@ -1,210 +1,105 @@
-"""Next-token pretraining: caption in, visual tokens out.
+"""Next-token pretraining, from random weights or from a text model: caption in, visual tokens out.
 
-    python -m simplear_train.pretrain --preset default --tokens runs/tokens --out runs/model
-    torchrun --standalone --nproc-per-node 2 -m simplear_train.pretrain ... --resume
+    python -m simplear_train.pretrain --config default-pretrain --out runs/pretrain
+    python -m simplear_train.pretrain --config my.toml --set loop.steps=500 --out runs/mine --resume
+    torchrun --standalone --nproc-per-node 8 -m simplear_train.pretrain --config simplear-0.5b-pretrain-512 --out runs/512
 
-A sample is  <|t2i|> caption <|soi|> code_0 ... code_63  with code c at row c + len(text tokenizer); a tenth of them lose
-their caption, which trains the unconditional branch that guidance needs. The loss is cross entropy of each visual token over
-the visual rows (the only ones a sampler may draw), plus a small share of the captions' own loss over the text rows.
-Writes OUT/{checkpoint.pt, log.jsonl, tokenizer.json, config.json, model.safetensors}; the last holds averaged weights.
+Writes OUT/{config.toml, log.jsonl, checkpoint.pt, sample-STEP.png} and OUT/model, a folder that the engine serves
+(averaged weights where ema_decay is set).
 """
 
-import argparse
-from dataclasses import asdict, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-from tqdm import tqdm
 
-from .checkpoint import AveragedWeights, JsonlLog, adamw, cosine_learning_rate, load_checkpoint, save_checkpoint
-from .extract_tokens import read_tokens
-from .model import Qwen2Config, Qwen2Model, save_hf_folder
-from .parallel import ALONE, Share, average_gradients, join_peers
-from .presets import PRESETS, Preset
-from .text_tokenizer import prompt_ids, train_text_tokenizer
+from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.errors import InvalidRequestError
 
-SORTED_BATCHES = 16  # batches that are sorted by length together, so that little is padded
+from .loop import LoopConfig
+from .model_folder import ModelFolder, from_folder, from_qwen, from_scratch
+from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
+from .run import main_of, run_stage
+from .text_tokenizer import train_text_tokenizer
+from .token_shards import TokenSet
 
 
-class TokenData:
-    """Samples as id sequences. Which samples, wordings and drops a step sees depends on (seed, step) alone."""
+@dataclass(frozen=True)
+class ScratchConfig:
+    """A network of one's own, a Qwen2 decoder, and a text tokenizer trained on the captions of the first source."""
 
-    def __init__(
-        self, codes: np.ndarray, captions: list[list[str]], tokenizer: Tokenizer, drop_condition: float, seed: int
-    ):
-        self.codes = codes + tokenizer.get_vocab_size()
-        self.prompts = [[prompt_ids(tokenizer, wording) for wording in wordings] for wordings in captions]
-        self.bare = prompt_ids(tokenizer, "")
-        self.pad_id = 0  # stands after the picture: never attended to, never a target
-        self.drop_condition = drop_condition
-        self.seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-
-    def _draw_epoch(self, epoch: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sample numbers [batches, batch_size], wording numbers, -1 = dropped)"""
-        rng = np.random.default_rng((self.seed, epoch))
-        num_batches = len(self.codes) // batch_size
-        order = rng.permutation(len(self.codes))[: num_batches * batch_size]
-        wordings = rng.integers(len(self.prompts[0]), size=len(order))
-        wordings[rng.random(len(order)) < self.drop_condition] = -1
-        chunk = SORTED_BATCHES * batch_size
-        for begin in range(0, len(order), chunk):
-            part = slice(begin, begin + chunk)
-            lengths = [len(self.prompt(i, w)) for i, w in zip(order[part], wordings[part])]
-            by_length = np.argsort(lengths, kind="stable")
-            order[part], wordings[part] = order[part][by_length], wordings[part][by_length]
-        shuffled = rng.permutation(num_batches)
-        return order.reshape(-1, batch_size)[shuffled], wordings.reshape(-1, batch_size)[shuffled]
-
-    def prompt(self, sample: int, wording: int) -> list[int]:
-        return self.bare if wording < 0 else self.prompts[sample][wording]
-
-    def batch(self, step: int, batch_size: int, share: Share = ALONE) -> tuple[Tensor, Tensor]:
-        """(ids int64 [B, T], prompt lengths int64 [B]) of this process's share"""
-        epoch, number = divmod(step, len(self.codes) // batch_size)
-        order, wordings = self._epoch(epoch, batch_size)
-        # A stride, not a block: batches are sorted, and every process should get short and long prompts.
-        mine = slice(share.rank, None, share.world_size)
-        return self.pad(
-            [(self.prompt(i, w), self.codes[i]) for i, w in zip(order[number][mine], wordings[number][mine])]
-        )
-
-    def pad(self, samples: list[tuple[list[int], np.ndarray]]) -> tuple[Tensor, Tensor]:
-        lengths = torch.tensor([len(prompt) for prompt, _ in samples])
-        num_visual = len(samples[0][1])
-        ids = torch.full((len(samples), int(lengths.max()) + num_visual), self.pad_id, dtype=torch.int64)
-        for row, (prompt, codes) in zip(ids, samples):
-            row[: len(prompt)] = torch.tensor(prompt)
-            row[len(prompt) : len(prompt) + num_visual] = torch.from_numpy(codes)
-        return ids, lengths
+    text_vocab_size: int = 752
+    hidden_size: int = 256
+    intermediate_size: int = 448
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 1024
 
 
-def losses(
-    model: Qwen2Model, ids: Tensor, lengths: Tensor, num_visual: int, visual_offset: int
-) -> tuple[Tensor, Tensor]:
-    """(visual, text) cross entropy in nats per token"""
-    hidden = model.hidden(ids[:, :-1])
-    # The state at position p predicts token p + 1; the picture starts at `lengths`.
-    picture = lengths[:, None] - 1 + torch.arange(num_visual, device=ids.device)
-    rows = torch.arange(len(ids), device=ids.device)[:, None]
-    visual_logits = model.logits(hidden[rows, picture], slice(visual_offset, None))
-    visual = F.cross_entropy(visual_logits.flatten(0, 1).float(), (ids[rows, picture + 1] - visual_offset).flatten())
-    in_caption = torch.arange(hidden.shape[1], device=ids.device) < lengths[:, None] - 1
-    text_logits = model.logits(hidden[in_caption], slice(0, visual_offset))
-    text = F.cross_entropy(text_logits.float(), ids[:, 1:][in_caption])
-    return visual, text
+@dataclass(frozen=True)
+class StartConfig:
+    """kind "scratch" needs the table [start.scratch], "qwen" the folder of a Qwen2.5 text model, "model" a folder that
+    draws already. image_tokenizer: a folder vq/ to take along where the start has none. The rest goes to simplear.json
+    unless the start has one: how the folder likes to be asked, nothing of which training reads."""
+
+    kind: Literal["scratch", "qwen", "model"] = "scratch"
+    folder: str | None = None
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    image_tokenizer: str | None = None
+    prompt_prefix: str = ""
+    negative_prompt: str = ""
+    guidance_scale: float = 1.4
+    top_k: int | None = None
 
 
-@torch.no_grad()
-def validate(model: Qwen2Model, average: AveragedWeights, data: TokenData, visual_offset: int, device: str) -> dict:
-    """Averaged weights on unseen scenes, with their first wording and without."""
-    live = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.load_state_dict(average.values)
-    num_visual, result = data.codes.shape[1], {}
-    for name, wording in (("validation", 0), ("validation_unconditional", -1)):
-        total, count = 0.0, 0
-        for begin in range(0, len(data.codes), 64):
-            chosen = range(begin, min(begin + 64, len(data.codes)))
-            ids, lengths = data.pad([(data.prompt(i, wording), data.codes[i]) for i in chosen])
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                visual, _ = losses(model, ids.to(device), lengths.to(device), num_visual, visual_offset)
-            total, count = total + visual.item() * len(chosen), count + len(chosen)
-        result[name] = round(total / count, 4)
-    model.load_state_dict(live)
-    return result
+@dataclass(frozen=True)
+class PretrainConfig:
+    data: DataConfig
+    start: StartConfig = field(default_factory=StartConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def pretrain(preset: Preset, tokens: Path, out: Path, device: str, resume: bool, stop_at: int | None = None) -> Path:
-    settings, share = preset.pretrain, join_peers(device)
-    torch.manual_seed(preset.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    codes, captions = read_tokens(tokens, "train")
-    text_tokenizer = train_text_tokenizer((wordings[0] for wordings in captions), settings.text_vocab_size)
-    offset = text_tokenizer.get_vocab_size()
-    train = TokenData(codes, captions, text_tokenizer, settings.drop_condition, preset.seed)
-    held_back = TokenData(*read_tokens(tokens, "validation"), text_tokenizer, 0.0, preset.seed)
-    num_codes = int(np.prod(preset.tokenizer.levels))
-    model = Qwen2Model(Qwen2Config(vocab_size=offset + num_codes, **asdict(preset.model))).to(device)
-    average = AveragedWeights(model, settings.ema_decay)
-    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
-
-    first_step = 0
-    if resume and (out / "checkpoint.pt").exists():
-        state = load_checkpoint(out / "checkpoint.pt")
-        model.load_state_dict(state["model"])
-        average.restore(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-    log = JsonlLog(out / "log.jsonl", append=first_step > 0, enabled=share.is_first)
-    log.write(parameters=sum(p.numel() for p in model.parameters()), batch_size=settings.batch_size, scenes=len(codes))
-
-    def keep(done: int) -> None:
-        state = {
-            "step": done,
-            "model": model.state_dict(),
-            "average": average.state(),
-            "optimizer": optimizer.state_dict(),
-        }
-        save_checkpoint(out / "checkpoint.pt", state)
-        averaged = Qwen2Model(model.config)
-        averaged.load_state_dict(average.values)
-        save_hf_folder(averaged, out, torch.bfloat16)
-        text_tokenizer.save(str(out / "tokenizer.json"))
-
-    last_step = min(settings.steps, stop_at or settings.steps)
-    progress = tqdm(
-        range(first_step, last_step),
-        initial=first_step,
-        total=settings.steps,
-        desc="pretrain",
-        mininterval=5,
-        disable=not share.is_first,
-    )
-    for step in progress:
-        ids, lengths = (t.to(device) for t in train.batch(step, settings.batch_size, share))
-        rate = cosine_learning_rate(
-            step, settings.steps, settings.warmup_steps, settings.learning_rate, settings.min_learning_rate
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            visual, text = losses(model, ids, lengths, codes.shape[1], offset)
-        optimizer.zero_grad(set_to_none=True)
-        (visual + settings.text_loss_weight * text).backward()
-        average_gradients(model, share)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
-
-        done = step + 1
-        if done % 20 == 0 or done == last_step:
-            log.write(step=done, loss=round(visual.item(), 4), text_loss=round(text.item(), 4), rate=rate)
-            progress.set_postfix(loss=f"{visual.item():.3f}")
-        if share.is_first and (done % 500 == 0 or done == last_step):
-            log.write(step=done, **validate(model, average, held_back, offset, device))
-            keep(done)
-    return out
+def start_from(config: StartConfig, tokens: TokenSet) -> ModelFolder:
+    if config.kind != "scratch" and config.folder is None:
+        raise InvalidRequestError(f"start.folder: expected a folder where start.kind is {config.kind!r}, found nothing")
+    if config.kind == "model":
+        return from_folder(config.folder)
+    height, width = tokens.shards[0].grid
+    defaults = GenerationDefaults(
+        prompt_prefix=config.prompt_prefix, negative_prompt=config.negative_prompt,
+        guidance_scale=config.guidance_scale, top_k=config.top_k, height=16 * height, width=16 * width,
+    )  # fmt: skip
+    vq = None if config.image_tokenizer is None else Path(config.image_tokenizer)
+    if config.kind == "qwen":
+        folder = from_qwen(config.folder, tokens.num_codes, defaults)
+        folder.image_tokenizer = vq
+        return folder
+    sizes = config.scratch
+    captions = (tokens.wordings(i)[0] for i in range(len(tokens)))
+    tokenizer = train_text_tokenizer(captions, sizes.text_vocab_size)
+    offset = tokenizer.get_vocab_size()
+    model = ModelConfig(
+        hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads, num_kv_heads=sizes.num_kv_heads, head_dim=sizes.hidden_size // sizes.num_heads,
+        rope_theta=sizes.rope_theta, rms_norm_eps=1e-6, vocab_size=offset + tokens.num_codes, tie_word_embeddings=True,
+        max_position_embeddings=sizes.max_position_embeddings, visual_offset=offset,
+    )  # fmt: skip
+    return from_scratch(model, tokenizer, defaults, vq)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
-    parser.add_argument("--tokens", type=Path, required=True, help="folder of extract_tokens")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and the model's files")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, help="instead of the preset's number")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    args = parser.parse_args()
-    preset = PRESETS[args.preset]
-    if args.steps:
-        preset = replace(preset, pretrain=replace(preset.pretrain, steps=args.steps))
-    print(pretrain(preset, args.tokens, args.out, args.device, args.resume))
+def pretrain(config: PretrainConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
+    torch.manual_seed(config.loop.seed)
+    folder = start_from(config.start, TokenSet(Path(config.data.sources[0].folder), verify=False))
+    return run_stage(
+        lambda share: NextToken("pretrain", folder, config.data, config.loss, config.sample, config.loop, out, device, share),
+        folder, config, out, device, resume, stop_at,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main_of(PretrainConfig, pretrain, __doc__)

@@ -12,17 +12,35 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from .checkpoint import AveragedWeights, JsonlLog, adamw, cosine_learning_rate, load_checkpoint, save_checkpoint
-from .emoji_scenes import SceneMaker
-from .extract_tokens import read_tokens
-from .image_tokenizer import load_image_tokenizer, save_image_tokenizer
-from .parallel import average_gradients, join_peers
-from .presets import PRESETS, Preset, concepts_of
+from .image_tokenizer import load_image_tokenizer
+from .loop import Loop
+from .parallel import join_peers
+from .presets import PRESETS, Preset
 from .sprites import DEFAULT_CACHE
-from .train_tokenizer import VALIDATION_SEED_OFFSET, reconstruction_loss, to_tensor, validate
+from .token_shards import TokenSet
+from .train_tokenizer import Reconstruction, loop_config
+
+
+class DecoderAlone(Reconstruction):
+    """Codes in, pictures out; batches are shuffled, because the scenes come again."""
+
+    def __init__(self, *arguments, tokens: TokenSet, seed: int):
+        super().__init__(*arguments)
+        self.codes = torch.from_numpy(np.stack([tokens.codes(i) for i in range(len(tokens))]))
+        self.seed = seed
+
+    def updates(self, step: int):
+        size = self.settings.batch_size
+        epoch, number = divmod(step, len(self.codes) // size)
+        order = torch.randperm(len(self.codes), generator=torch.Generator().manual_seed(self.seed + epoch))
+        yield [order[torch.tensor(self.share.slice(number * size, size))].tolist()]
+
+    def output(self, numbers: list[int], images: Tensor) -> Tensor:
+        return self.model.decode(self.codes[numbers].to(self.device))
 
 
 def refine_decoder(
@@ -32,63 +50,11 @@ def refine_decoder(
     tokenizer = load_image_tokenizer(tokenizer_path).to(device).train()
     for part in (tokenizer.encoder, tokenizer.quant_conv):
         part.requires_grad_(False)
-    side = settings.image_side // settings.spatial_compression
-    codes = torch.from_numpy(read_tokens(tokens, "train")[0]).view(-1, side, side)
-    scenes = SceneMaker(preset.seed, settings.image_side, cache_dir, concepts_of(preset))
-    held_back = SceneMaker(preset.seed + VALIDATION_SEED_OFFSET, settings.image_side, cache_dir, concepts_of(preset))
-    validation = to_tensor([held_back.picture(i) for i in range(64)]).to(device)
-    average = AveragedWeights(tokenizer, settings.ema_decay)
-    trained = torch.nn.ModuleList([tokenizer.post_quant_conv, tokenizer.decoder])
-    optimizer = adamw(trained, settings.refine_learning_rate, settings.weight_decay, betas=(0.9, 0.99))
-
-    first_step = 0
-    if resume and (out / "checkpoint.pt").exists():
-        state = load_checkpoint(out / "checkpoint.pt")
-        tokenizer.load_state_dict(state["model"])
-        average.restore(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-    log = JsonlLog(out / "log.jsonl", append=first_step > 0, enabled=share.is_first)
-    steps, batch_size = settings.refine_steps, settings.batch_size
-    for step in tqdm(
-        range(first_step, steps),
-        initial=first_step,
-        total=steps,
-        desc="decoder",
-        mininterval=5,
-        disable=not share.is_first,
-    ):
-        epoch, number = divmod(step, len(codes) // batch_size)
-        order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(preset.seed + epoch))
-        chosen = order[torch.tensor(share.slice(number * batch_size, batch_size))]
-        images = to_tensor([scenes.picture(int(i)) for i in chosen]).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_learning_rate(step, steps, settings.warmup_steps, settings.refine_learning_rate, 1e-5)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            output = tokenizer.decode(codes[chosen].to(device))
-        loss, pixel = reconstruction_loss(output.float(), images, settings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(trained, share)
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        average.update(tokenizer)
-
-        done = step + 1
-        if done % 20 == 0 or done == steps:
-            log.write(step=done, loss=round(loss.item(), 5), pixel=round(pixel.item(), 5))
-        if share.is_first and (done % 250 == 0 or done == steps):
-            log.write(step=done, **validate(tokenizer, average, validation, out / "reconstructions.png"))
-            state = {
-                "step": done,
-                "model": tokenizer.state_dict(),
-                "average": average.state(),
-                "optimizer": optimizer.state_dict(),
-            }
-            save_checkpoint(out / "checkpoint.pt", state)
-            averaged = load_image_tokenizer(tokenizer_path)
-            averaged.load_state_dict(average.values)
-            save_image_tokenizer(averaged, out / "tokenizer.safetensors", torch.float32)
+    stage = DecoderAlone(
+        "decoder", tokenizer, preset, out, cache_dir, device, share, tokens=TokenSet(tokens / "train"), seed=preset.seed
+    )
+    config = loop_config(preset, settings.refine_steps, settings.refine_learning_rate, 1e-5)
+    Loop(stage, config, out, device, share).run(resume)
     return out / "tokenizer.safetensors"
 
 

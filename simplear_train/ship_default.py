@@ -13,11 +13,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from .concepts import COLOURS, CONCEPTS
 from .image_tokenizer import load_image_tokenizer, save_image_tokenizer
-from .model import load_hf_folder, save_hf_folder
+from .model_folder import from_folder, save_weights
 from .sprites import PACKAGES
 
 SIZE_LIMIT = 12_000_000  # bytes: the folder lives in the repository
@@ -90,18 +89,17 @@ def check_half_precision(path: Path, half_path: Path) -> float:
 
 
 def ship(model_folder: Path, tokenizer_path: Path, out: Path, side: int) -> None:
-    model = load_hf_folder(model_folder)
-    text = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    folder = from_folder(str(model_folder))
+    model = folder.model
     image_tokenizer = load_image_tokenizer(tokenizer_path)
     num_codes = image_tokenizer.fsq.num_codes
-    if model.config.vocab_size != text.get_vocab_size() + num_codes:
-        raise SystemExit(
-            f"vocab_size: expected {text.get_vocab_size()} text + {num_codes} codes, got {model.config.vocab_size}"
-        )
+    if model.config.num_codes != num_codes:
+        raise SystemExit(f"{tokenizer_path}: {num_codes} codes, but the model draws {model.config.num_codes}")
     building = out.with_name(out.name + ".new")
     shutil.rmtree(building, ignore_errors=True)
     (building / "vq").mkdir(parents=True)
-    save_hf_folder(model, building, torch.bfloat16)
+    save_weights(building, model.state_dict(), torch.bfloat16)
+    shutil.copy(model_folder / "config.json", building / "config.json")
     save_image_tokenizer(image_tokenizer, building / "vq" / "tokenizer.safetensors", torch.float16)
     change = check_half_precision(tokenizer_path, building / "vq" / "tokenizer.safetensors")
     if change > 1.0:

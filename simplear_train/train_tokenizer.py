@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .checkpoint import AveragedWeights, JsonlLog, adamw, cosine_learning_rate, load_checkpoint, save_checkpoint
 from .emoji_scenes import BACKGROUNDS, SceneMaker
 from .image_tokenizer import ImageTokenizer, TokenizerConfig, save_image_tokenizer
-from .parallel import average_gradients, join_peers
+from .loop import Loop, LoopConfig
+from .parallel import Share, join_peers
 from .presets import PRESETS, Preset, TokenizerPreset, concepts_of
 from .sprites import DEFAULT_CACHE
 
@@ -58,14 +57,10 @@ def reconstruction_loss(output: Tensor, images: Tensor, preset: TokenizerPreset)
     return pixel + preset.gradient_loss_weight * gradient, pixel
 
 
-@torch.no_grad()
-def validate(tokenizer: ImageTokenizer, average: AveragedWeights, images: Tensor, picture_path: Path | None) -> dict:
-    """PSNR of the averaged weights, the share of codes in use, and a picture: originals above reconstructions."""
-    live = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
-    tokenizer.load_state_dict(average.values)
+def validate(tokenizer: ImageTokenizer, images: Tensor, picture_path: Path | None) -> dict:
+    """PSNR, the share of codes in use, and a picture: originals above reconstructions."""
     indices = torch.cat([tokenizer.encode(part) for part in images.split(32)])
-    output = torch.cat([tokenizer.decode(part) for part in indices.split(32)]).clamp(-1, 1)
-    tokenizer.load_state_dict(live)
+    output = torch.cat([tokenizer.decode(part) for part in indices.split(32)]).float().clamp(-1, 1)
     psnr = -10 * torch.log10(((output - images) / 2).square().mean())
     if picture_path is not None:
         from PIL import Image
@@ -76,73 +71,77 @@ def validate(tokenizer: ImageTokenizer, average: AveragedWeights, images: Tensor
     return {"psnr": round(psnr.item(), 3), "codes_used": indices.unique().numel()}
 
 
+def loop_config(preset: Preset, steps: int, learning_rate: float, min_learning_rate: float) -> LoopConfig:
+    settings = preset.tokenizer
+    return LoopConfig(
+        steps=steps, learning_rate=learning_rate, schedule="cosine", min_learning_rate=min_learning_rate,
+        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, beta2=0.99, ema_decay=settings.ema_decay,
+        validate_every=250, save_every=250, seed=preset.seed,
+    )  # fmt: skip
+
+
+class Reconstruction:
+    """The stage of loop.py: pictures in, the same pictures out. `output` computes the latter for one micro-batch."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: ImageTokenizer,
+        preset: Preset,
+        out: Path,
+        cache_dir: Path,
+        device: str,
+        share: Share,
+    ):
+        self.name, self.model, self.settings, self.out, self.device, self.share = (
+            name, tokenizer, preset.tokenizer, out, device, share,
+        )  # fmt: skip
+        side, concepts = preset.tokenizer.image_side, concepts_of(preset)
+        self.scenes = SceneMaker(preset.seed, side, cache_dir, concepts)
+        held_back = SceneMaker(preset.seed + VALIDATION_SEED_OFFSET, side, cache_dir, concepts)
+        self.held_back = to_tensor([held_back.picture(i) for i in range(64)]).to(device)
+
+    def updates(self, step: int):
+        yield [list(self.share.slice(step * self.settings.batch_size, self.settings.batch_size))]
+
+    def images(self, numbers: list[int]) -> Tensor:
+        return to_tensor([self.scenes.picture(i) for i in numbers]).to(self.device)
+
+    def output(self, numbers: list[int], images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def loss(self, numbers: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        images = self.images(numbers)
+        output = self.output(numbers, images)
+        with torch.autocast(images.device.type, enabled=False):
+            loss, pixel = reconstruction_loss(output.float(), images, self.settings)
+        part = len(numbers) / self.settings.batch_size
+        return loss * part, {"pixel": pixel * part}
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+    def validate(self, step: int) -> dict[str, float]:
+        with torch.autocast(self.held_back.device.type, enabled=False):
+            return validate(
+                self.model, self.held_back, self.out / "reconstructions.png" if self.share.is_first else None
+            )
+
+    def export(self, weights: dict[str, Tensor]) -> None:
+        tokenizer = ImageTokenizer(self.model.config)
+        tokenizer.load_state_dict(weights)
+        save_image_tokenizer(tokenizer, self.out / "tokenizer.safetensors", torch.float32)
+
+
 def train_tokenizer(
     preset: Preset, out: Path, cache_dir: Path, device: str, resume: bool, stop_at: int | None = None
 ) -> Path:
     settings, share = preset.tokenizer, join_peers(device)
     torch.manual_seed(preset.seed)
     tokenizer = ImageTokenizer(tokenizer_config(settings)).to(device)
-    average = AveragedWeights(tokenizer, settings.ema_decay)
-    optimizer = adamw(tokenizer, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.99))
-    scenes = SceneMaker(preset.seed, settings.image_side, cache_dir, concepts_of(preset))
-    held_back = SceneMaker(preset.seed + VALIDATION_SEED_OFFSET, settings.image_side, cache_dir, concepts_of(preset))
-    validation = to_tensor([held_back.picture(i) for i in range(64)]).to(device)
-
-    first_step = 0
-    if resume and (out / "checkpoint.pt").exists():
-        state = load_checkpoint(out / "checkpoint.pt")
-        tokenizer.load_state_dict(state["model"])
-        average.restore(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-    log = JsonlLog(out / "log.jsonl", append=first_step > 0, enabled=share.is_first)
-    log.write(parameters=sum(p.numel() for p in tokenizer.parameters()), batch_size=settings.batch_size)
-
-    last_step = min(settings.steps, stop_at or settings.steps)
-    progress = tqdm(
-        range(first_step, last_step),
-        initial=first_step,
-        total=settings.steps,
-        desc="tokenizer",
-        mininterval=5,
-        disable=not share.is_first,
-    )
-    for step in progress:
-        numbers = share.slice(step * settings.batch_size, settings.batch_size)
-        images = to_tensor([scenes.picture(i) for i in numbers]).to(device)
-        rate = cosine_learning_rate(
-            step, settings.steps, settings.warmup_steps, settings.learning_rate, 0.02 * settings.learning_rate
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            output = tokenizer(images)
-        loss, pixel = reconstruction_loss(output.float(), images, settings)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(tokenizer, share)
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        optimizer.step()
-        average.update(tokenizer)
-
-        done = step + 1
-        if done % 20 == 0 or done == last_step:
-            log.write(step=done, loss=round(loss.item(), 5), pixel=round(pixel.item(), 5), rate=rate)
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-        if share.is_first and (done % 250 == 0 or done == last_step):
-            log.write(step=done, **validate(tokenizer, average, validation, out / "reconstructions.png"))
-            save_checkpoint(
-                out / "checkpoint.pt",
-                {
-                    "step": done,
-                    "model": tokenizer.state_dict(),
-                    "average": average.state(),
-                    "optimizer": optimizer.state_dict(),
-                },
-            )
-    if share.is_first:
-        tokenizer.load_state_dict(average.values)
-        save_image_tokenizer(tokenizer, out / "tokenizer.safetensors", torch.float32)
+    stage = Reconstruction("tokenizer", tokenizer, preset, out, cache_dir, device, share)
+    config = loop_config(preset, settings.steps, settings.learning_rate, 0.02 * settings.learning_rate)
+    Loop(stage, config, out, device, share).run(resume, stop_at)
     return out / "tokenizer.safetensors"
 
 

@@ -1,0 +1,369 @@
+"""Reinforcement by groups (GRPO): the engine draws G pictures of each prompt, a reward compares them.
+
+    python -m simplear_train.grpo --config default-grpo --out runs/grpo
+    torchrun --standalone --nproc-per-node 8 -m simplear_train.grpo --config simplear-0.5b-grpo-1024 --out runs/grpo
+
+One step: an engine on the live parameters draws, its own decoder makes pixels, rewards judge them, and the trainer
+scores the same tokens with the same parameters. Each process draws, decodes and judges its own prompts; nothing but
+counts, metrics and gradients goes between processes.
+
+Which distribution is trained is the config's to say. `rollout` is what the engine draws from (guidance, temperature, top-k);
+`objective_guidance` is the guidance of the distribution whose log-probabilities the loss uses, at the rollout's
+temperature and top-k. Equal, the step is on-policy and the logged mismatch |log p_engine - log p_trainer| is rounding.
+With objective_guidance 1 under guided rollouts the conditional model alone is trained, as others do; then the mismatch
+is mostly guidance, and the truncated importance weight is a real correction.
+
+Writes OUT/{config.toml, log.jsonl, checkpoint.pt, sample-STEP.png} and OUT/model. Log keys: reward, reward_std,
+reward/NAME, rewards_nan, reward_failures, groups_without_signal, diversity, kl, clip_ratio, entropy, mismatch, and seconds of
+rollout, decode, reward and train.
+"""
+
+import copy
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplear_engine.errors import InvalidRequestError
+from simplear_engine.generated_image import to_uint8
+
+from .grpo_objective import ObjectiveConfig, group_advantages, grpo_loss
+from .live_engine import LiveEngine, draw_sheet
+from .log_probs import token_log_probs
+from .loop import LoopConfig, autocast, compute_dtype
+from .model import Qwen2Model
+from .model_folder import ModelFolder, from_folder
+from .next_token import SampleConfig
+from .parallel import ALONE, Share, combine, shard
+from .rewards import RewardConfig, Scores, WeightedRewards
+from .run import main_of, run_stage
+from .sequences import VISUAL, Sequence, lay_out
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How pictures are drawn. prompts: a file, one prompt a line (plain text, or JSON objects with a key "prompt").
+    prompt_prefix, height, width: instead of the model folder's own; prompt_prefix goes before every prompt and
+    is not shown to rewards. top_k 0: all codes. engine_dtype: "auto" for the loop's compute_dtype. max_pairs: pictures in
+    flight; threads 0: physical cores. draft_window: speculation, which changes no token."""
+
+    prompts: str
+    prompts_per_step: int = 16
+    group_size: int = 8
+    prompt_prefix: str | None = None
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    height: int | None = None
+    width: int | None = None
+    max_pairs: int = 32
+    threads: int = 0
+    draft_window: int = 1
+    engine_dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
+
+    rollout: RolloutConfig
+    rewards: tuple[RewardConfig, ...]
+    start: str = "default"
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective_guidance: float = 1.0
+    updates: int = 1
+    micro_batch_size: int = 32
+    max_reward_failures: int = 3
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Pictures of one step of one process, groups standing together."""
+
+    prompts: list[str]  # [N]
+    prompt_ids: list[tuple[int, ...]]
+    codes: np.ndarray  # int32 [N, h * w]
+    log_probs: np.ndarray  # float32 [N, h * w], of the distribution that the engine drew from
+    images: np.ndarray  # uint8 [N, H, W, 3]
+    seconds: dict[str, float]
+
+
+@dataclass
+class MicroBatch:
+    prompt_ids: list[tuple[int, ...]]
+    codes: np.ndarray
+    drawn: Tensor
+    advantages: Tensor
+    counts: Tensor  # bool [B]
+    num_sequences: int
+    old: Tensor | None = None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Every line's prompt. A line that is none is an error that names it: nobody would miss it in a reward curve."""
+    prompts, faults = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        prompt = line.strip()
+        if prompt.startswith("{"):
+            try:
+                prompt = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError) as error:
+                faults.append(f"line {number}: {type(error).__name__}: {error}")
+                continue
+        if not isinstance(prompt, str) or not prompt.strip() or "\ufffd" in prompt:
+            faults.append(f"line {number}: expected UTF-8 text, found {prompt!r:.60}")
+            continue
+        prompts.append(prompt)
+    if faults:
+        raise InvalidRequestError(f"{path}: {len(faults)} of its lines hold no prompt:\n  " + "\n  ".join(faults[:10]))
+    if not prompts:
+        raise InvalidRequestError(f"{path}: holds no prompts")
+    return prompts
+
+
+class PromptStream:
+    """Prompts of a step as a function of (seed, step): every prompt once an epoch, in an order of the epoch's own."""
+
+    def __init__(self, prompts: list[str], per_step: int, seed: int):
+        self.prompts, self.per_step, self.seed = prompts, per_step, seed
+
+    def at(self, step: int) -> list[str]:
+        first = step * self.per_step
+        return [self._at(i) for i in range(first, first + self.per_step)]
+
+    def _at(self, i: int) -> str:
+        epoch, place = divmod(i, len(self.prompts))
+        return self.prompts[np.random.default_rng((self.seed, epoch)).permutation(len(self.prompts))[place]]
+
+
+class Roller:
+    """Draws groups with a live engine."""
+
+    def __init__(self, folder: ModelFolder, config: RolloutConfig, compute_dtype: str, seed: int):
+        self.folder, self.config, self.seed = folder, config, seed
+        self.live = LiveEngine(
+            folder, folder.model, compute_dtype if config.engine_dtype == "auto" else config.engine_dtype,
+            config.threads or None, config.max_pairs,
+        )  # fmt: skip
+        if not self.live.engine.has_image_tokenizer:
+            raise InvalidRequestError("start: the model folder holds no vq/, so there are no pictures to judge")
+        prefix = folder.defaults.prompt_prefix if config.prompt_prefix is None else config.prompt_prefix
+        self.prefix = prefix
+        self.negative_ids = tuple(folder.text.encode_negative(folder.defaults.negative_prompt, folder.defaults))
+        self.callers = ThreadPoolExecutor(max_workers=config.prompts_per_step, thread_name_prefix="rollout")
+
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        text, defaults = self.folder.text, self.folder.defaults
+        ids = text.encode_text(self.prefix + prompt)
+        return (text.control_id(defaults.prompt_begin), *ids, text.control_id(defaults.prompt_end))
+
+    def draw(self, prompts: list[str], step: int, first_slot: int) -> Rollout:
+        """`first_slot` numbers the step's prompts over all processes, so that no two groups share their noise."""
+        config, began = self.config, time.perf_counter()
+        self.live.refresh()
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+
+        def group(slot: int):
+            rng = np.random.default_rng((self.seed, step, first_slot + slot))
+            return self.live.engine.generate_from_ids(
+                ids[slot], self.negative_ids if config.guidance_scale != 1 else None, num_images=config.group_size,
+                guidance_scale=config.guidance_scale, temperature=config.temperature,
+                top_k=config.top_k or self.folder.model.config.num_codes, height=config.height, width=config.width,
+                seed=int(rng.integers(1 << 62)), speculation="jacobi" if config.draft_window > 1 else None,
+                draft_window=config.draft_window if config.draft_window > 1 else None,
+            )  # fmt: skip
+
+        drawn = [image for images in self.callers.map(group, range(len(prompts))) for image in images]
+        drawn_at = time.perf_counter()
+        pixels = np.stack([to_uint8(image.pixels) for image in drawn])
+        return Rollout(
+            prompts=[prompt for prompt in prompts for _ in range(config.group_size)],
+            prompt_ids=[i for i in ids for _ in range(config.group_size)],
+            codes=np.stack([image.tokens.reshape(-1) for image in drawn]),
+            log_probs=np.stack([image.log_probs.reshape(-1) for image in drawn]),
+            images=pixels,
+            seconds={"rollout": drawn_at - began, "decode": time.perf_counter() - drawn_at},
+        )
+
+
+class Grpo:
+    """The stage of loop.py."""
+
+    name = "grpo"
+
+    def __init__(
+        self, folder: ModelFolder, reference: Qwen2Model | None, config: GrpoConfig, out: Path, device: str,
+        share: Share = ALONE,
+    ):  # fmt: skip
+        """`reference`: the weights that the run starts from, which the KL term holds on to; None where beta is 0."""
+        rollout = config.rollout
+        if rollout.prompts_per_step % share.world_size:
+            raise InvalidRequestError(
+                f"rollout.prompts_per_step: expected a multiple of the {share.world_size} processes, "
+                f"got {rollout.prompts_per_step}"
+            )
+        if rollout.group_size < 2:
+            raise InvalidRequestError(f"rollout.group_size: expected at least 2 to compare, got {rollout.group_size}")
+        if rollout.temperature <= 0:
+            raise InvalidRequestError(f"rollout.temperature: expected more than 0, got {rollout.temperature}")
+        self.folder, self.model, self.config, self.out, self.device, self.share = (
+            folder, folder.model, config, out, device, share,
+        )  # fmt: skip
+        self.prompts = PromptStream(read_prompts(Path(rollout.prompts)), rollout.prompts_per_step, config.loop.seed)
+        self.rewards = WeightedRewards.from_configs(config.rewards, config.max_reward_failures)
+        self.roller = Roller(folder, rollout, config.loop.compute_dtype, config.loop.seed)
+        self.reference = reference
+        self.negative_ids = self.roller.negative_ids
+        self._report: dict[str, float] = {}
+        self._trained_from = 0.0
+
+    def updates(self, step: int):
+        per_process = self.config.rollout.prompts_per_step // self.share.world_size
+        first = self.share.rank * per_process
+        rollout = self.roller.draw(self.prompts.at(step)[first : first + per_process], step, first)
+        began = time.perf_counter()
+        scores = self.rewards.score(rollout.prompts, rollout.images)
+        rollout.seconds["reward"] = time.perf_counter() - began
+        group_size = self.config.rollout.group_size
+        advantages, counts = group_advantages(scores.total, group_size, self.config.objective.scale_by_std)
+        (num_sequences,) = combine([float(counts.sum())], self.share)
+        self._describe(rollout, scores, advantages)
+        self._trained_from = time.perf_counter()
+        if not num_sequences:
+            _log.warning("step %d: no picture has a reward, nothing is trained", step)
+            return
+        batches = self._micro_batches(rollout, advantages, counts, int(num_sequences))
+        if self.config.updates > 1:
+            with torch.no_grad(), autocast(self.config.loop, self.device):
+                for batch in batches:
+                    batch.old = self._log_probs(self.model, batch)
+        for _ in range(self.config.updates):
+            yield batches
+
+    def loss(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        new = self._log_probs(self.model, batch)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self._log_probs(self.reference, batch)
+        length = new.shape[1]
+        loss, metrics = grpo_loss(
+            new, new.detach() if batch.old is None else batch.old, batch.drawn, reference, batch.advantages,
+            batch.counts[:, None].expand_as(new), batch.num_sequences * length, batch.num_sequences, length,
+            self.config.objective,
+        )  # fmt: skip
+        # Every update adds its share, so that the logged number is the mean over the updates of a step.
+        shares = {name: m if name.endswith("_max") else m / self.config.updates for name, m in metrics.items()}
+        return loss, shares
+
+    def report(self) -> dict[str, float]:
+        return {**self._report, "train_s": time.perf_counter() - self._trained_from}
+
+    def validate(self, step: int) -> dict[str, float]:
+        if self.config.sample.prompts:
+            self.roller.live.refresh()
+            if self.share.is_first:
+                draw_sheet(
+                    self.roller.live.engine, self.config.sample.prompts, self.config.sample.guidance_scale,
+                    self.out / f"sample-{step}.png",
+                )  # fmt: skip
+        return {}
+
+    def export(self, weights: dict[str, Tensor]) -> None:
+        self.folder.save(self.out / "model", torch.bfloat16, weights)
+
+    def _log_probs(self, model, batch: MicroBatch) -> Tensor:
+        """float32 [B, n]: log-probabilities of the codes under the objective's distribution.
+
+        Guidance mixes logits, u + s (c - u), and the head is linear: mixing final states gives the same logits for one
+        product with the table instead of two. The temperature divides them the same way.
+        """
+        scale, offset = self.config.objective_guidance, self.model.config.visual_offset
+        rows = [[Sequence(ids, codes)] for ids, codes in zip(batch.prompt_ids, batch.codes)]
+        if scale != 1:
+            rows += [[Sequence(self.negative_ids, codes)] for codes in batch.codes]
+        laid = lay_out(rows, offset).to(self.device)
+        number, length = batch.codes.shape
+        targets = torch.as_tensor(batch.codes, dtype=torch.int64, device=self.device).reshape(-1)
+
+        def head(hidden: Tensor, table: Tensor) -> Tensor:
+            states = hidden[:, :-1][laid.kind[:, 1:] == VISUAL].view(len(rows), length, -1)
+            if scale != 1:
+                conditional, unconditional = states[:number], states[number:]
+                states = unconditional + scale * (conditional - unconditional)
+            states = states / self.config.rollout.temperature
+            return token_log_probs(states.flatten(0, 1), table[offset:], targets, self.config.rollout.top_k)
+
+        return model(laid.ids, None, head).view(number, length)
+
+    def _micro_batches(self, rollout: Rollout, advantages, counts, num_sequences: int) -> list[MicroBatch]:
+        size = self.config.micro_batch_size
+        return [
+            MicroBatch(
+                rollout.prompt_ids[part], rollout.codes[part],
+                torch.from_numpy(rollout.log_probs[part]).to(self.device),
+                torch.from_numpy(advantages[part]).to(self.device), torch.from_numpy(counts[part]).to(self.device),
+                num_sequences,
+            )
+            for part in (slice(begin, begin + size) for begin in range(0, len(rollout.codes), size))
+        ]  # fmt: skip
+
+    def _describe(self, rollout: Rollout, scores: Scores, advantages: np.ndarray) -> None:
+        """The step's rewards in numbers, over all processes."""
+        group_size = self.config.rollout.group_size
+        valid = np.isfinite(scores.total)
+        groups = scores.total.reshape(-1, group_size)
+        stds = [np.std(g[np.isfinite(g)], ddof=1) for g in groups if np.isfinite(g).sum() > 1]
+        codes = rollout.codes.reshape(len(groups), group_size, -1)
+        differing = np.mean([(c[:, None] != c[None]).mean() * group_size / (group_size - 1) for c in codes])
+        sums = {
+            "reward": scores.total[valid].sum(), "valid": valid.sum(), "stds": sum(stds), "groups": len(stds),
+            "rewards_nan": scores.num_nan, "reward_failures": len(scores.failures),
+            "groups_without_signal": (advantages.reshape(-1, group_size) == 0).all(1).sum(),
+            "diversity": differing, "processes": 1,
+        }  # fmt: skip
+        for name, values in scores.parts.items():
+            sums[f"sum/{name}"], sums[f"number/{name}"] = np.nansum(values), np.isfinite(values).sum()
+        total = dict(zip(sums, combine([float(v) for v in sums.values()], self.share)))
+        slowest = combine([rollout.seconds[name] for name in ("rollout", "decode", "reward")], self.share, largest=True)
+        nan = float("nan")
+        self._report = {
+            "reward": total["reward"] / total["valid"] if total["valid"] else nan,
+            "reward_std": total["stds"] / total["groups"] if total["groups"] else nan,
+            **{
+                f"reward/{name}": total[f"sum/{name}"] / total[f"number/{name}"] if total[f"number/{name}"] else nan
+                for name in scores.parts
+            },
+            "rewards_nan": int(total["rewards_nan"]), "reward_failures": int(total["reward_failures"]),
+            "groups_without_signal": int(total["groups_without_signal"]),
+            "diversity": total["diversity"] / total["processes"],
+            "rollout_s": slowest[0], "decode_s": slowest[1], "reward_s": slowest[2],
+        }  # fmt: skip
+
+
+def grpo(config: GrpoConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
+    folder = from_folder(config.start)
+    reference = copy.deepcopy(folder.model).requires_grad_(False).to(device) if config.objective.beta else None
+
+    def stage(share: Share) -> Grpo:
+        if reference is not None and config.loop.sharding == "fsdp2":
+            shard(reference, compute_dtype(config.loop))
+        return Grpo(folder, reference, config, out, device, share)
+
+    return run_stage(stage, folder, config, out, device, resume, stop_at)
+
+
+if __name__ == "__main__":
+    main_of(GrpoConfig, grpo, __doc__)

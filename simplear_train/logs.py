@@ -1,0 +1,65 @@
+"""Where the numbers of a run go: always one JSON object a line, and what else the config names.
+
+A line is flushed at once, so that a run can be watched and plotted while it goes. A resumed run first forgets the
+lines behind its checkpoint: those steps come again.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from .checkpoint import TrainingError
+
+
+class RunLog:
+    def __init__(self, folder: Path, first_step: int, report_to: tuple[str, ...] = (), enabled: bool = True):
+        self.file, self.board, self.wandb = None, None, None
+        self.start = time.monotonic()
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= first_step] if first_step else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+        if "tensorboard" in report_to:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise TrainingError("report_to: tensorboard is not installed: pip install tensorboard") from error
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        if "wandb" in report_to:
+            try:
+                import wandb
+            except ImportError as error:
+                raise TrainingError("report_to: wandb is not installed: pip install wandb") from error
+            self.wandb = wandb.init(dir=str(folder), name=folder.name, resume="allow")
+
+    def write(self, **values) -> None:
+        if self.file is None:
+            return
+        values = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in values.items()}
+        values["elapsed_s"] = round(time.monotonic() - self.start, 1)
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+        numbers = {name: v for name, v in values.items() if isinstance(v, (int, float)) and name != "step"}
+        if self.board is not None and "step" in values:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, values["step"])
+        if self.wandb is not None and "step" in values:
+            self.wandb.log(numbers, step=values["step"])
+
+    def close(self) -> None:
+        for sink in (self.file, self.board):
+            if sink is not None:
+                sink.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a killed run may have left half of one."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [line for line in lines if line.startswith("{") and line.endswith("}")]

@@ -1,0 +1,252 @@
+"""The loop that every kind of training runs in: schedule, optimizer, averages, checkpoints, log, progress bar.
+
+A stage says what is trained and what a step's loss is; everything that a run has besides is here, once. The contract
+about numbers: what `Stage.loss` returns are *contributions*. Added over micro-batches and processes they give the
+step's loss and metrics, so that one process, several, and several micro-batches compute the same.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from simplear_engine.errors import InvalidRequestError
+
+from .checkpoint import (
+    AveragedWeights,
+    TrainingError,
+    load_checkpoint,
+    model_state,
+    optimizer_state,
+    restore_model,
+    restore_optimizer,
+    save_checkpoint,
+)
+from .logs import RunLog
+from .parallel import ALONE, Share, average_gradients, combine, whole
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how fast and how often. Weights and optimizer are float32; compute_dtype is what layers compute in.
+
+    decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all "but_biases".
+    ema_decay 0: no averages, the live weights are evaluated and saved. sharding: see parallel.py.
+    max_skipped: updates in a row that may be skipped for a gradient that is not finite.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    decay: Literal["matrices", "but_biases"] = "matrices"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    max_skipped: int = 5
+    ema_decay: float = 0.0
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    sharding: Literal["none", "fsdp2"] = "none"
+    log_every: int = 20
+    validate_every: int = 500
+    save_every: int = 500
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    seed: int = 0
+
+
+class Stage(Protocol):
+    """What is trained, and how a step's loss comes about."""
+
+    name: str
+    model: nn.Module
+
+    def updates(self, step: int) -> Iterable[list[Any]]:
+        """The optimizer updates of a step, usually one; each is a list of this process's micro-batches."""
+
+    def loss(self, micro_batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contributions to loss and metrics; those called *_max are combined by maximum, all others by sum."""
+
+    def report(self) -> dict[str, float]:
+        """What else is to be logged of the step just done, equal on every process."""
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Called on every process with the weights that would be saved; may write pictures."""
+
+    def export(self, weights: dict[str, Tensor]) -> None:
+        """Called on the first process: writes what the run is for."""
+
+
+def compute_dtype(config: LoopConfig) -> torch.dtype:
+    return torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
+
+
+def autocast(config: LoopConfig, device: str):
+    """Where layers compute in less than float32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16")
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    height = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * height
+
+
+def adamw(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    decayed, others = [], []
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim >= 2 if config.decay == "matrices" else not name.endswith("bias")
+            (decayed if decays else others).append(p)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+
+
+class Metrics:
+    """Contributions of one step, added up (or the largest kept) as they come."""
+
+    def __init__(self):
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, **contributions: Tensor) -> None:
+        for name, value in contributions.items():
+            value = torch.as_tensor(value).detach().double()
+            before = self.values.get(name)
+            if before is not None:
+                value = torch.maximum(before, value) if name.endswith("_max") else before + value
+            self.values[name] = value
+
+    def combined(self, share: Share) -> dict[str, float]:
+        """The step's metrics; every process calls it, after the same kind of steps."""
+        result = {}
+        for largest in (False, True):
+            names = sorted(name for name in self.values if name.endswith("_max") == largest)
+            values = combine([self.values[name].item() for name in names], share, largest)
+            result |= dict(zip(names, values))
+        return result
+
+
+class Loop:
+    """One run of a stage in a folder: OUT/{checkpoint.pt, log.jsonl} and whatever the stage exports."""
+
+    def __init__(self, stage: Stage, config: LoopConfig, out: Path, device: str, share: Share = ALONE):
+        self.stage, self.config, self.out, self.device, self.share = stage, config, out, device, share
+        self.optimizer = adamw(stage.model, config)
+        self.average = AveragedWeights(stage.model, config.ema_decay) if config.ema_decay else None
+        self.skipped_in_a_row = 0
+        self.num_skipped = 0
+
+    def run(self, resume: bool, stop_at: int | None = None) -> None:
+        """Trains to the end, or for tests to step `stop_at`. Raises TrainingError."""
+        config, share = self.config, self.share
+        first_step = self._restore(resume)
+        log = RunLog(self.out, first_step, config.report_to, share.is_first)
+        if not first_step:
+            log.write(parameters=sum(p.numel() for p in self.stage.model.parameters()), processes=share.world_size)
+        last_step = min(config.steps, stop_at or config.steps)
+        progress = tqdm(
+            range(first_step, last_step), initial=first_step, total=config.steps, desc=self.stage.name, mininterval=2,
+            disable=not share.is_first,
+        )  # fmt: skip
+        try:
+            for step in progress:
+                began = time.perf_counter()
+                metrics, norm = Metrics(), 0.0
+                for update in self.stage.updates(step):
+                    norm = self._update(update, learning_rate(config, step), metrics)
+                done = step + 1
+                is_last = done == last_step
+                if done % config.log_every == 0 or is_last:
+                    values = {**metrics.combined(share), **self.stage.report()}
+                    log.write(
+                        step=done, **values, learning_rate=learning_rate(config, step), grad_norm=norm,
+                        skipped_updates=self.num_skipped, step_s=time.perf_counter() - began,
+                    )  # fmt: skip
+                    progress.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "reward") if name in values})
+                if done % config.validate_every == 0 or is_last:
+                    results = self._validate(done)
+                    if results:
+                        log.write(step=done, **results)
+                if done % config.save_every == 0 or is_last:
+                    self._save(done)
+            if first_step >= last_step:  # killed between its last checkpoint and what was to be made of it
+                self._save(first_step)
+        finally:
+            log.close()
+
+    def _update(self, micro_batches: list, rate: float, metrics: Metrics) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro_batch in micro_batches:
+            with autocast(self.config, self.device):
+                loss, parts = self.stage.loss(micro_batch)
+            # Gradients are averaged over processes, contributions add up.
+            (loss * self.share.world_size).backward()
+            metrics.add(loss=loss, **parts)
+        average_gradients(self.stage.model, self.share)
+        trained = [p for p in self.stage.model.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)).item() if trained else 0.0
+        if not math.isfinite(norm):
+            self.num_skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row > self.config.max_skipped:
+                raise TrainingError(f"gradients were not finite in {self.skipped_in_a_row} updates in a row")
+            return norm
+        self.skipped_in_a_row = 0
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.stage.model)
+        return norm
+
+    def _validate(self, done: int) -> dict:
+        if self.average is None:
+            with torch.no_grad(), autocast(self.config, self.device):
+                return self.stage.validate(done)
+        with self.average.in_place_of(self.stage.model), torch.no_grad(), autocast(self.config, self.device):
+            return self.stage.validate(done)
+
+    def _save(self, done: int) -> None:
+        state = {
+            "step": done,
+            "model": model_state(self.stage.model),
+            "average": self.average.state() if self.average is not None else None,
+            "optimizer": optimizer_state(self.stage.model, self.optimizer),
+            "num_skipped": self.num_skipped,
+        }
+        if self.share.is_first:
+            save_checkpoint(self.out / CHECKPOINT, state)
+            self.stage.export(state["model"] if self.average is None else state["average"]["values"])
+
+    def _restore(self, resume: bool) -> int:
+        path = self.out / CHECKPOINT
+        if not resume:
+            if path.exists():
+                raise InvalidRequestError(
+                    f"{self.out}: holds a run already; go on with it by --resume, or choose another --out"
+                )
+            return 0
+        if not path.exists():
+            return 0
+        state = load_checkpoint(path)
+        restore_model(self.stage.model, state["model"])
+        restore_optimizer(self.stage.model, self.optimizer, state["optimizer"])
+        if self.average is not None and state["average"] is not None:
+            self.average.restore(state["average"])
+        self.num_skipped = state["num_skipped"]
+        return state["step"]

@@ -1,0 +1,64 @@
+"""What every stage's command line has in common: config file, output folder, device, resuming."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from simplear_engine.errors import SimplearError
+
+from .config_file import CONFIGS, config_path, read_config, to_toml
+from .loop import Loop, Stage, compute_dtype
+from .model_folder import ModelFolder
+from .parallel import Share, join_peers, shard
+
+
+def run_stage(
+    make_stage: Callable[[Share], Stage], folder: ModelFolder, config, out: Path, device: str, resume: bool,
+    stop_at: int | None = None,
+) -> Path:  # fmt: skip
+    """Runs a stage that trains `folder.model` under `config.loop`; returns the model folder that it leaves."""
+    share = join_peers(device)
+    model, loop = folder.model.to(device), config.loop
+    model.recompute_layers = loop.gradient_checkpointing
+    if loop.compile:
+        for layer in model.model.layers:
+            layer.compile()
+    if loop.sharding == "fsdp2":
+        shard(model, compute_dtype(loop))
+    runner = Loop(make_stage(share), loop, out, device, share)
+    if share.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.toml").write_text(to_toml(config))
+    runner.run(resume, stop_at)
+    return out / "model"
+
+
+def main_of(schema: type, train: Callable[..., Path], documentation: str) -> None:
+    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help=f"TOML file, or one that comes with the package: {known}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="replace one value of the config; repeatable",
+    )
+    parser.add_argument("--show", action="store_true", help="print the config with every value and stop")
+    parser.add_argument("--out", type=Path, help="folder for log, checkpoint and model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if it has one")
+    args = parser.parse_args()
+    try:
+        config = read_config(schema, config_path(args.config), tuple(args.set))
+        if args.show:
+            print(to_toml(config), end="")
+            return
+        if args.out is None:
+            parser.error("--out: expected a folder")
+        print(train(config, args.out, args.device, args.resume))
+    except SimplearError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,152 @@
+"""Pictures as codes with their captions, on disk: shards that are mapped, checked and read in any order.
+
+    FOLDER/index.json                  {"format": 1, "num_codes": 4096, "shards": [{"file", "samples", "grid", "sha256"}]}
+    FOLDER/shard-00000.safetensors     codes uint16 or int32 [n, h, w]; captions uint8 [m], JSON lists of wordings end to
+                                       end; caption_ends int64 [n]
+
+A sample is a few kilobytes, so a shard holds thousands and the mapping reads only what is asked for: a data set larger
+than memory needs nothing else. Every shard's SHA-256 stands in the index, and a shard that does not have it is refused
+by name. Nothing here knows about text tokenizers or training.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from simplear_engine.atomic_file import atomic_writer
+from simplear_engine.errors import CheckpointError, InvalidRequestError
+from simplear_engine.safetensors_file import read_safetensors
+from simplear_engine.strict_json import read_json_object
+
+FORMAT = 1
+INDEX = "index.json"
+SAMPLES_PER_SHARD = 8192
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    file: str
+    samples: int
+    grid: tuple[int, int]
+    sha256: str
+
+
+class ShardWriter:
+    """Collects samples into shards; use it as a context manager, the index is written last.
+
+    `first` is the number of the first shard: processes that write into one folder take ranges of their own, pass
+    `index=False`, and one of them calls `write_index` when all have finished.
+    """
+
+    def __init__(
+        self, folder: Path, num_codes: int, samples_per_shard: int = SAMPLES_PER_SHARD, first: int = 0,
+        index: bool = True,
+    ):  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.num_codes, self.samples_per_shard = folder, num_codes, samples_per_shard
+        self.number, self.index = first, index
+        self.codes: list[np.ndarray] = []
+        self.captions: list[bytes] = []
+
+    def add(self, codes: np.ndarray, wordings: Sequence[str]) -> None:
+        """codes: ints [h, w]. Pictures of another grid than the last one begin a new shard."""
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.size == 0:
+            raise InvalidRequestError(f"codes: expected integers [h, w], got {codes.dtype} {list(codes.shape)}")
+        if codes.min() < 0 or codes.max() >= self.num_codes:
+            raise InvalidRequestError(f"codes: expected 0..{self.num_codes - 1}, got {codes.min()}..{codes.max()}")
+        if not wordings or not all(isinstance(w, str) for w in wordings):
+            raise InvalidRequestError(f"wordings: expected at least one string, got {wordings!r:.80}")
+        if self.codes and self.codes[-1].shape != codes.shape:
+            self.flush()
+        self.codes.append(codes.astype(np.uint16 if self.num_codes <= 1 << 16 else np.int32))
+        self.captions.append(json.dumps(list(wordings), ensure_ascii=False).encode())
+        if len(self.codes) == self.samples_per_shard:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.codes:
+            return
+        from safetensors.numpy import save
+
+        tensors = {
+            "codes": np.stack(self.codes),
+            "captions": np.frombuffer(b"".join(self.captions), np.uint8),
+            "caption_ends": np.cumsum([len(c) for c in self.captions], dtype=np.int64),
+        }
+        with atomic_writer(self.folder / f"shard-{self.number:05d}.safetensors") as file:
+            file.write(save(tensors, {"num_codes": str(self.num_codes)}))
+        self.number += 1
+        self.codes, self.captions = [], []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.flush()
+            if self.index:
+                write_index(self.folder, self.num_codes)
+
+
+def write_index(folder: Path, num_codes: int) -> None:
+    """Lists the folder's shards with their checksums."""
+    shards = []
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        codes = read_safetensors(path)[0]["codes"].data
+        shards.append(asdict(ShardEntry(path.name, codes.shape[0], codes.shape[1:], _sha256(path))))
+    if not shards:
+        raise InvalidRequestError(f"{folder}: holds no shard-*.safetensors to list")
+    with atomic_writer(folder / INDEX) as file:
+        text = json.dumps({"format": FORMAT, "num_codes": num_codes, "shards": shards}, indent=1)
+        file.write(text.encode() + b"\n")
+
+
+class TokenSet:
+    """The samples of a folder: `codes(i)` int32 [h, w], `wordings(i)` list of str."""
+
+    def __init__(self, folder: Path, verify: bool = True):
+        index = read_json_object(folder / INDEX)
+        if index.get("format") != FORMAT:
+            raise CheckpointError(f"{folder / INDEX}: format: expected {FORMAT}, found {index.get('format')!r}")
+        self.folder, self.num_codes = folder, int(index["num_codes"])
+        self.shards = [ShardEntry(s["file"], s["samples"], tuple(s["grid"]), s["sha256"]) for s in index["shards"]]
+        self._ends = np.cumsum([shard.samples for shard in self.shards])
+        self._tensors = []
+        for shard in self.shards:
+            path = folder / shard.file
+            if verify and _sha256(path) != shard.sha256:
+                raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one in {INDEX}")
+            tensors = {name: stored.data for name, stored in read_safetensors(path)[0].items()}
+            if tensors["codes"].shape != (shard.samples, *shard.grid):
+                expected = [shard.samples, *shard.grid]
+                raise CheckpointError(f"{path}: codes: expected {expected}, found {list(tensors['codes'].shape)}")
+            self._tensors.append(tensors)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _locate(self, i: int) -> tuple[dict[str, np.ndarray], int]:
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return self._tensors[shard], int(i - (self._ends[shard] - self.shards[shard].samples))
+
+    def codes(self, i: int) -> np.ndarray:
+        tensors, row = self._locate(i)
+        return tensors["codes"][row].astype(np.int32)
+
+    def wordings(self, i: int) -> list[str]:
+        tensors, row = self._locate(i)
+        begin = int(tensors["caption_ends"][row - 1]) if row else 0
+        return json.loads(tensors["captions"][begin : int(tensors["caption_ends"][row])].tobytes())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
