@@ -18,9 +18,12 @@ struct Item {
   int64_t num_chunks() const { return (num_keys + kChunkKeys - 1) / kChunkKeys; }
 };
 
+// Queries that belong to a sequence; rows behind them are padding.
+inline int64_t num_queries(const PagedAttentionParams& p) { return p.query_start_loc[p.num_seqs]; }
+
 // Moves to item `index`; `item` is any other one, best the one before.
 inline void move_to(const PagedAttentionParams& p, int64_t index, Item& item) {
-  item.group = index / p.num_tokens, item.row = index % p.num_tokens;
+  item.group = index / num_queries(p), item.row = index % num_queries(p);
   if (item.row < p.query_start_loc[item.seq]) item.seq = 0;
   while (p.query_start_loc[item.seq + 1] <= item.row) ++item.seq;
   item.num_keys = p.context_lens[item.seq] - (p.query_start_loc[item.seq + 1] - item.row) + 1;
@@ -67,7 +70,7 @@ inline Schedule make_schedule(const PagedAttentionParams& p, ThreadPool& pool) {
   const auto num_blocks = [](const Item& item) { return (item.num_keys + kKvBlockSize - 1) / kKvBlockSize; };
   int64_t total = 0;
   Item item;
-  for (int64_t row = 0; row < p.num_tokens; ++row) {
+  for (int64_t row = 0; row < num_queries(p); ++row) {
     move_to(p, row, item);
     total += num_blocks(item) * p.num_kv_heads;
     if (item.num_chunks() > s.max_chunks) s.max_chunks = item.num_chunks();
@@ -82,7 +85,7 @@ inline Schedule make_schedule(const PagedAttentionParams& p, ThreadPool& pool) {
   s.shared = s.own + 2 * s.num_threads * s.partial_floats;
   s.cuts = reinterpret_cast<Cut*>(s.own + partials * s.partial_floats);
   s.cuts[0] = {0, 0, 0};
-  s.cuts[s.num_threads] = {int64_t{p.num_tokens} * p.num_kv_heads, 0, 0};
+  s.cuts[s.num_threads] = {num_queries(p) * p.num_kv_heads, 0, 0};
   int64_t index = 0, before = 0;  // an item, and the blocks of all items before it
   for (int t = 1; t < s.num_threads; ++t) {
     const int64_t target = total * t / s.num_threads;

@@ -11,7 +11,7 @@ BLOCK_SIZE = 16
 def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, scale, k_scale=None, v_scale=None, **_):
     groups, dim = k_cache.shape[1], k_cache.shape[2]
     heads = q.shape[1] // dim
-    out = np.empty_like(q)
+    out = np.full_like(q, np.nan)  # rows of no sequence are left as they are
     for s, (begin, end) in enumerate(zip(query_start_loc[:-1], query_start_loc[1:], strict=True)):
         for row in range(begin, end):
             num_keys = context_lens[s] - (end - row) + 1
@@ -51,8 +51,10 @@ def make_inputs(case, rng):
         if is_int8:
             (k, k_scale[block, :, offset]), (v, v_scale[block, :, offset]) = quantize(k), quantize(v)
         k_cache[block, :, :, offset], v_cache[block, :, offset, :] = k, v
+    q = rng.standard_normal((a["N"], a["H"] * a["E"])).astype(np.float32)
+    q[sum(queries) :] = np.nan
     return {
-        "q": rng.standard_normal((a["N"], a["H"] * a["E"])).astype(np.float32),
+        "q": q,
         "k_cache": k_cache,
         "v_cache": v_cache,
         **({"k_scale": k_scale, "v_scale": v_scale} if is_int8 else {}),
@@ -63,11 +65,11 @@ def make_inputs(case, rng):
 
 
 # Keys of each sequence, queries of each. Some end around the ends of blocks (16 keys) and of the chunks that the CPU
-# kernel computes at a time (128).
+# kernel computes at a time (128). Sequences of length 0 at the end are padding, and rows that belong to none follow.
 TEST_LENGTHS = [
     ([1], [1]),
     ([37, 17], [1, 1]),
-    ([5, 16, 50], [5, 1, 33]),
+    ([5, 16, 50, 0, 0], [5, 1, 33, 0, 0]),
     ([63, 64, 65, 127, 128, 129], [1, 1, 1, 1, 1, 3]),
     ([255, 256, 257, 600], [1, 66, 1, 2]),
 ]
@@ -76,7 +78,7 @@ BENCH_LENGTHS = [([100] * 2, [1] * 2), ([900] * 2, [1] * 2), ([4096] * 2, [1] * 
 
 def axes_of(contexts, queries):
     table = -(-max(contexts) // BLOCK_SIZE) + 1
-    return {"N": sum(queries), "S": len(contexts), "B": len(contexts) * table, "T": table}
+    return {"N": sum(queries) + 3 * contexts.count(0), "S": len(contexts), "B": len(contexts) * table, "T": table}
 
 
 def lengths_of(axes):

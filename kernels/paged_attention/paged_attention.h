@@ -7,6 +7,8 @@
 // by the absolute positions of the keys, so the result of a row depends on its own sequence alone (contract C2); on the
 // CPU, chunks of 128 keys are merged in order (Milakov & Gimelshein 2018). Reads every key and value once for all heads
 // that share it. Cache entries past a query's position may hold anything.
+// Sequences without queries have context 0 (padding), and so have rows from query_start_loc[S] on, which belong to no
+// sequence: `out` of those is left as it is.
 #pragma once
 
 #include "core/op.h"
@@ -15,16 +17,17 @@
 namespace simplear {
 
 struct PagedAttentionParams {
-  const float* q;                  // [N, H E] rotated queries
-  AnyPtr k_cache;                  // [B, G, E, 16] float32, bfloat16 or int8
-  AnyPtr v_cache;                  // [B, G, 16, E] same dtype
-  const float* k_scale;            // [B, G, 16] of an int8 cache: what a key's codes are to be multiplied by
-  const float* v_scale;            // [B, G, 16] of an int8 cache
-  const int32_t* query_start_loc;  // [S + 1] first query of each sequence; the last entry is the number of queries
-  const int32_t* context_lens;     // [S] keys of each sequence, those of this step included
-  const int32_t* block_table;      // [S, T] cache blocks in order of position
-  AnyPtr out;                      // [N, H E] out, float32 or bfloat16
-  float scale;                     // usually 1 / sqrt(E)
+  const float* q;        // [N, H E] rotated queries
+  AnyPtr k_cache;        // [B, G, E, 16] float32, bfloat16 or int8
+  AnyPtr v_cache;        // [B, G, 16, E] same dtype
+  const float* k_scale;  // [B, G, 16] of an int8 cache: what a key's codes are to be multiplied by
+  const float* v_scale;  // [B, G, 16] of an int8 cache
+  const int32_t*
+      query_start_loc;          // [S + 1] first query of each sequence; the last entry is the number of queries, <= N
+  const int32_t* context_lens;  // [S] keys of each sequence, those of this step included
+  const int32_t* block_table;   // [S, T] cache blocks in order of position
+  AnyPtr out;                   // [N, H E] in/out, float32 or bfloat16
+  float scale;                  // usually 1 / sqrt(E)
   int32_t num_tokens, num_seqs, num_heads, num_kv_heads, head_dim, num_blocks, max_blocks_per_seq;
 };
 

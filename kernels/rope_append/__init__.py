@@ -42,8 +42,9 @@ def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, k_scale=N
     rows = qkv.reshape(num_tokens, heads + 2 * groups, dim)
     cos, sin = np.split(cos_sin[positions][:, None, :], 2, axis=-1)
     k_cache, v_cache = k_cache.copy(), v_cache.copy()
-    block, offset = slot_mapping // BLOCK_SIZE, slot_mapping % BLOCK_SIZE
-    k, v = rotate(rows[:, heads : heads + groups], cos, sin), rows[:, heads + groups :]
+    kept = slot_mapping >= 0
+    block, offset = slot_mapping[kept] // BLOCK_SIZE, slot_mapping[kept] % BLOCK_SIZE
+    k, v = rotate(rows[:, heads : heads + groups], cos, sin)[kept], rows[kept, heads + groups :]
     found = {"q": rotate(rows[:, :heads], cos, sin).reshape(num_tokens, -1), "k_cache": k_cache, "v_cache": v_cache}
     if k_scale is not None:
         k_scale, v_scale = k_scale.copy(), v_scale.copy()
@@ -64,11 +65,13 @@ def make_inputs(case, rng):
         k_cache, v_cache = (np.rint(40 * cache).clip(-127, 127).astype(np.int8) for cache in (k_cache, v_cache))
         scales = {name: rng.random((a["B"], a["G"], BLOCK_SIZE), np.float32) for name in ("k_scale", "v_scale")}
         qkv[0, -a["E"] :] = 0  # a value without a largest element
+    slot_mapping = rng.permutation(a["B"] * BLOCK_SIZE)[: a["N"]].astype(np.int32)
+    slot_mapping[5::6] = -1  # padding
     return {
         "qkv": qkv,
         "cos_sin": cos_sin_table(a["M"], a["E"], 1e4),
         "positions": rng.integers(0, a["M"], a["N"]).astype(np.int32),
-        "slot_mapping": rng.permutation(a["B"] * BLOCK_SIZE)[: a["N"]].astype(np.int32),
+        "slot_mapping": slot_mapping,
         "k_cache": k_cache,
         "v_cache": v_cache,
         **scales,

@@ -10,7 +10,8 @@
 //   scale = max |x| / 127, code = x / scale rounded to nearest even   x: a rotated key, or a value
 //
 // A scale is NaN where something in x is not finite.
-// Writes the rotated queries densely; the rest of qkv is left alone.
+// Writes the rotated queries densely; the rest of qkv is left alone. A row with slot_mapping -1 (padding) is appended
+// nowhere.
 #pragma once
 
 #include "core/op.h"
@@ -23,7 +24,7 @@ struct RopeAppendParams {
   const float* qkv;             // [N, (H + 2 G) E] queries, keys, values
   const float* cos_sin;         // [M, E] row m: cos of position m (E/2), then sin (E/2)
   const int32_t* positions;     // [N] 0-based position in the row's own sequence, < M
-  const int32_t* slot_mapping;  // [N] block * 16 + offset
+  const int32_t* slot_mapping;  // [N] block * 16 + offset, or -1
   float* q;                     // [N, H E] out
   AnyPtr k_cache;               // [B, G, E, 16] in/out, float32, bfloat16 or int8
   AnyPtr v_cache;               // [B, G, 16, E] in/out, same dtype

@@ -228,7 +228,7 @@ void attend_part(const PagedAttentionParams& p, const Schedule& s, int thread) {
     const bool is_cut = chunk > 0 || end < item.num_chunks();
     const int slot = chunk > 0 ? from.slot : to.slot;
     next = item;
-    if (i + 1 < int64_t{p.num_tokens} * p.num_kv_heads) move_to(p, i + 1, next);
+    if (i + 1 < num_queries(p) * p.num_kv_heads) move_to(p, i + 1, next);
     for (; chunk < end; ++chunk) {
       const Partial out = is_cut ? s.shared_partial(slot, chunk) : chunk == 0 ? total : one;
       const bool is_last = chunk + 1 == end;
@@ -263,7 +263,7 @@ void paged_attention_as(const PagedAttentionParams& p, ThreadPool& pool) {
 }
 
 void paged_attention(const PagedAttentionParams& p, ThreadPool& pool) {
-  if (p.num_tokens == 0) return;
+  if (num_queries(p) == 0) return;
   if (p.k_cache.dtype == DType::kInt8) paged_attention_as<int8_t>(p, pool);
   else if (p.k_cache.dtype == DType::kBFloat16) paged_attention_as<uint16_t>(p, pool);
   else paged_attention_as<float>(p, pool);

@@ -54,6 +54,7 @@ void rope_append_token(const RopeAppendParams& p, int64_t n, float* scratch) {
   const float* cos = p.cos_sin + p.positions[n] * dim;
   const float* sin = cos + half;
   for (int64_t h = 0; h < heads; ++h) rotate(q + h * dim, cos, sin, half, p.q + (n * heads + h) * dim);
+  if (p.slot_mapping[n] < 0) return;
   const int64_t block = p.slot_mapping[n] / kKvBlockSize, offset = p.slot_mapping[n] % kKvBlockSize;
   const int64_t padded = (dim + kLanes - 1) / kLanes * kLanes;
   T* rounded = reinterpret_cast<T*>(scratch + padded);
