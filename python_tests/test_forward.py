@@ -62,11 +62,11 @@ class ReferenceOps:
 class Side:
     """Weights, plan, cache and activations of one of the two."""
 
-    def __init__(self, tensors, dtype, kv_dtype, pool):
-        self.weights = ModelWeights(CONFIG, tensors, dtype, pool)
+    def __init__(self, tensors, dtype, kv_dtype, backend):
+        self.weights = ModelWeights(CONFIG, tensors, dtype, backend)
         self.plan = _C.StepPlan(max_tokens=9, max_pairs=2, max_logit_rows=8, max_draws=4, max_blocks_per_seq=6)
         self.cache = make_cache(CONFIG, NUM_BLOCKS, kv_dtype or CACHE_DTYPES[dtype])
-        self.activations = Activations(CONFIG, self.plan, ACTIVATION_DTYPES[dtype])
+        self.activations = Activations(CONFIG, self.plan, ACTIVATION_DTYPES[dtype], backend)
         self.scheduler = _C.Scheduler(
             plan=self.plan, num_blocks=NUM_BLOCKS, block_size=16, max_queue=4, max_positions=96, num_codes=80,
             visual_offset=60,
@@ -114,7 +114,7 @@ def test_recorded_steps_equal_the_references(dtype, kv_dtype, tolerance):
     backend = CpuBackend(2)
     arrays = random_tensors()
     tensors = {name: _C.Tensor.from_numpy(array) for name, array in arrays.items()}
-    engine, reference = (Side(tensors, dtype, kv_dtype, backend.pool) for _ in range(2))
+    engine, reference = (Side(tensors, dtype, kv_dtype, backend) for _ in range(2))
     program = _C.Program()
     forward(backend.recorder(program), engine.weights, engine.plan, engine.cache, engine.activations)
     references = ReferenceOps(reference.plan, unpacked_weights(reference.weights, arrays, dtype))

@@ -1,8 +1,9 @@
-"""Which implementation of each op is used, and how the forward pass is recorded with it.
+"""Where the engine computes: memory, packed weights, the implementation of each op, the runner of recorded steps.
 
-The CPU backend takes the strongest instruction set of the processor for every op. SIMPLEAR_CPU_ISA forces another one
+The engine is written against what the two classes here have in common. The CPU backend takes the strongest instruction set of the processor for every op. SIMPLEAR_CPU_ISA forces another one
 for all ops, SIMPLEAR_OPS="linear=avx2,head_sample=baseline" for single ops; a name that does not exist or that this
-processor lacks is an error, never a silent fallback. Nothing here knows the network.
+processor lacks is an error, never a silent fallback. The device backend records the same calls for a GPU, or for the
+simulated device of the tests, which runs the CPU's implementations on memory of its own. Nothing here knows the network.
 """
 
 import os
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from simplear_engine import _C
 from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.kernels.op import all_ops
+from simplear_engine.kernels.packed_weight import PackedWeight, pack, pack_again
 
 # What weights may be kept in, and what activations on their way into a product and the KV cache then are.
 DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -18,6 +20,8 @@ ACTIVATION_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "floa
 CACHE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
 KV_DTYPES = ("float32", "bfloat16", "int8")
 MAX_THREADS = 1024
+# Steps that a device runs between two looks of the host: what a request may have to wait until it joins or leaves.
+STEPS_PER_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Rows:
 class CpuBackend:
     """Threads and the choice of kernels on this processor."""
 
+    device = "cpu"
+
     def __init__(self, threads: int | None = None):
         """threads: None takes the physical cores that this process may use."""
         if threads is None:
@@ -57,8 +63,126 @@ class CpuBackend:
         """Name of the implementation that `op` runs with."""
         return self._forced.get(op, self.isa)
 
-    def recorder(self, program: _C.Program) -> "Recorder":
+    def zeros(self, shape, dtype: str) -> _C.Tensor:
+        """A new tensor where ops can use it."""
+        return _C.Tensor.zeros(list(shape), dtype)
+
+    def borrow(self, lender) -> _C.Tensor:
+        """The memory of a tensor with DLPack, on the host or on this backend's device."""
+        tensor = self._borrowed(lender)
+        if tensor.device not in ("cpu", self.device):
+            expected = " or ".join(dict.fromkeys(("cpu", self.device)))
+            raise InvalidRequestError(f"expected a tensor on {expected}, got one on {tensor.device}")
+        return tensor
+
+    def _borrowed(self, lender) -> _C.Tensor:
+        return _C.Tensor.from_dlpack(lender)
+
+    @property
+    def stream(self) -> int:
+        raise UnsupportedError("streams: this engine computes on the CPU, where every call has ended when it returns")
+
+    def resident(self, tensor: _C.Tensor) -> _C.Tensor:
+        """`tensor` where ops can use it: itself, or a copy that `refresh` brings up to date."""
+        return tensor
+
+    def refresh(self, resident: _C.Tensor, tensor: _C.Tensor) -> None:
+        """Copies `tensor`, which has changed, into its resident copy."""
+
+    def convert(self, tensor: _C.Tensor, copy: _C.Tensor) -> None:
+        """Fills `copy`, a float32 tensor of the host, with the numbers of `tensor`."""
+        _C.convert(tensor, copy, self.pool)
+
+    def pack(self, parts, dtype: str, interleaved: bool) -> PackedWeight:
+        """A weight matrix of these parts, as `packed_weight.pack`."""
+        return pack(parts, dtype, self.pool, interleaved)
+
+    def pack_again(self, packed: PackedWeight, parts, interleaved: bool) -> None:
+        pack_again(packed, parts, self.pool, interleaved)
+
+    def new_program(self):
+        return _C.Program()
+
+    def step_plan(self, plan: _C.StepPlan) -> _C.StepPlan:
+        """The plan that ops read, for the one that the scheduler fills."""
+        return plan
+
+    history_length = 0  # steps whose draws the ops have to keep for the runner
+
+    def runner(self, program, plan: _C.StepPlan, logits: _C.Tensor, history, visual_offset: int):
+        """What runs a recorded step; plan and logits as the ops have them."""
+        return _C.CpuRunner(program=program, pool=self.pool, logits=logits)
+
+    def recorder(self, program) -> "Recorder":
         return Recorder(self, program)
+
+
+class DeviceBackend(CpuBackend):
+    """A GPU, or the simulated device; `threads` is for what the host does: reading files, packing weights."""
+
+    def __init__(self, device: _C.Device, threads: int | None = None):
+        super().__init__(threads)
+        self._device = device
+        self.device = device.name
+
+    def zeros(self, shape, dtype: str) -> _C.Tensor:
+        return self._device.zeros(list(shape), dtype)
+
+    def upload(self, tensor: _C.Tensor) -> _C.Tensor:
+        """A copy on the device of a tensor of the host."""
+        return self._device.upload(tensor)
+
+    def copy(self, source: _C.Tensor, target: _C.Tensor) -> None:
+        """Copies between a tensor of the host and one of the device, and waits for it."""
+        self._device.copy(source, target)
+
+    def _borrowed(self, lender) -> _C.Tensor:
+        return _C.Tensor.from_dlpack(lender, self._device.stream)
+
+    def order(self, earlier: int, later: int) -> None:
+        self._device.order(earlier, later)
+
+    @property
+    def stream(self) -> int:
+        """Where copies to and from the device are ordered."""
+        return self._device.stream
+
+    def resident(self, tensor: _C.Tensor) -> _C.Tensor:
+        return tensor if tensor.device == self.device else self._device.upload(tensor)
+
+    def refresh(self, resident: _C.Tensor, tensor: _C.Tensor) -> None:
+        if tensor.device != self.device:
+            self._device.copy(tensor, resident)
+
+    def convert(self, tensor: _C.Tensor, copy: _C.Tensor) -> None:
+        super().convert(self._on_host(tensor), copy)
+
+    def pack(self, parts, dtype: str, interleaved: bool) -> PackedWeight:
+        packed = super().pack([self._on_host(part) for part in parts], dtype, interleaved)
+        return PackedWeight(self._device.upload(packed.storage), packed.shape)
+
+    def pack_again(self, packed: PackedWeight, parts, interleaved: bool) -> None:
+        again = super().pack([self._on_host(part) for part in parts], packed.dtype, interleaved)
+        self._device.copy(again.storage, packed.storage)
+
+    def _on_host(self, tensor: _C.Tensor) -> _C.Tensor:
+        return tensor if tensor.device == "cpu" else self._device.download(tensor)
+
+    def new_program(self):
+        return _C.DeviceProgram(self._device.driver, self.pool)
+
+    def step_plan(self, plan: _C.StepPlan) -> _C.StepPlan:
+        return self._device.step_plan(plan)
+
+    history_length = 2 * STEPS_PER_GROUP
+
+    def runner(self, program, plan: _C.StepPlan, logits: _C.Tensor, history, visual_offset: int):
+        runner = _C.GraphRunner(
+            program=program, plan=plan, step=history.step, drawn_token=history.drawn_token,
+            drawn_log_prob=history.drawn_log_prob, logits=logits, visual_offset=visual_offset,
+        )  # fmt: skip
+        runner.record_decoding(plan)
+        return runner
 
 
 class Recorder:
@@ -67,7 +191,7 @@ class Recorder:
     recorder.linear(x=..., weight=..., y=..., accumulate=1): tensors and scalars by the names of the op's declaration.
     """
 
-    def __init__(self, backend: CpuBackend, program: _C.Program):
+    def __init__(self, backend: CpuBackend, program):
         self._backend, self._program, self._ops = backend, program, all_ops()
 
     def __getattr__(self, name: str):

@@ -13,10 +13,10 @@ import numpy as np
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.engine_options import (
-    check_device,
     check_dtype,
     check_kv_dtype,
     num_cache_blocks,
+    open_backend,
     open_image_tokenizer,
     positive,
 )
@@ -39,6 +39,13 @@ class _Prompt:
     negative_ids: list[int]
     text: str | None = None
     negative_text: str | None = None
+
+
+def _stream_handle(stream) -> int:
+    handle = getattr(stream, "cuda_stream", stream)
+    if isinstance(handle, bool) or not isinstance(handle, int) or handle < 0:
+        raise InvalidRequestError(f"stream: expected a torch.cuda.Stream or a CUDA stream's handle, got {stream!r}")
+    return handle
 
 
 class Engine:
@@ -72,13 +79,11 @@ class Engine:
         tokens a step. Raises CheckpointError, UnsupportedError, CapacityError or InvalidRequestError.
         """
         from simplear_engine import _C
-        from simplear_engine.backend import CpuBackend
         from simplear_engine.checkpoint import load_checkpoint, resolve
 
-        check_device(device)
+        backend = open_backend(device, threads)
         checkpoint = load_checkpoint(resolve(model, revision))
         dtype = check_dtype(dtype, checkpoint.stored_dtype)
-        backend = CpuBackend(threads)
         tensors = {}
         for name, stored in checkpoint.tensors.items():
             tensors[name] = _C.Tensor.from_numpy(stored.data, stored.dtype)
@@ -105,24 +110,22 @@ class Engine:
         changing them in place call `weights_changed()`. `text` (a TextTokenizer) is needed for `generate`,
         `image_tokenizer` (a CosmosTokenizer) for pixels; without them `generate_from_ids` gives codes.
         """
-        from simplear_engine import _C
-        from simplear_engine.backend import CpuBackend
         from simplear_engine.weights import weight_specs
 
-        check_device(device)
+        backend = open_backend(device, threads)
         tensors, faults = {}, []
         for name, spec in weight_specs(config).items():
             if name not in weights:
                 faults.append(f"{name}: missing, expected {list(spec.shape)}")
                 continue
-            tensors[name] = _C.Tensor.from_dlpack(weights[name])
+            tensors[name] = backend.borrow(weights[name])
             if tensors[name].shape != spec.shape:
                 faults.append(f"{name}: expected shape {list(spec.shape)}, found {list(tensors[name].shape)}")
         if faults:
             raise InvalidRequestError("weights do not fit the configuration:\n  " + "\n  ".join(faults))
         dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
         return cls(
-            config, tensors, dtype, CpuBackend(threads), defaults=defaults or GenerationDefaults(), text=text,
+            config, tensors, dtype, backend, defaults=defaults or GenerationDefaults(), text=text,
             name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype),
             kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
@@ -133,12 +136,12 @@ class Engine:
     ):  # fmt: skip
         from simplear_engine import _C
         from simplear_engine.backend import ACTIVATION_DTYPES
-        from simplear_engine.forward import Activations, cache_block_bytes, forward, make_cache
+        from simplear_engine.forward import Activations, History, cache_block_bytes, forward, make_cache
         from simplear_engine.kernels.rope_append import BLOCK_SIZE
         from simplear_engine.model_weights import ModelWeights
         from simplear_engine.pixel_decoder import PixelDecoder
 
-        self.model, self.defaults, self.dtype, self.device, self.name = model, defaults, dtype, "cpu", name
+        self.model, self.defaults, self.dtype, self.device, self.name = model, defaults, dtype, backend.device, name
         self.kv_dtype = kv_dtype
         self.weights_version = 0
         self._text, self._backend, self._pid = text, backend, os.getpid()
@@ -147,6 +150,7 @@ class Engine:
         # A step always has room for one token of every picture in flight.
         max_tokens = max(positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
         max_draws = max(max_pairs, MAX_DRAFT_WINDOW)
+        self._weights = ModelWeights(model, tensors, dtype, backend)
         num_blocks = num_cache_blocks(
             model,
             defaults,
@@ -164,15 +168,19 @@ class Engine:
             max_draws=max_draws,
             max_blocks_per_seq=min(longest, num_blocks),
         )
-        self._plan = plan
-        self._weights = ModelWeights(model, tensors, dtype, backend.pool)
-        self._cache = make_cache(model, num_blocks, kv_dtype)
-        self._activations = Activations(model, plan, ACTIVATION_DTYPES[dtype])
-        self._program = _C.Program()
-        forward(backend.recorder(self._program), self._weights, plan, self._cache, self._activations)
+        self._plan, step = plan, backend.step_plan(plan)
+        self._cache = make_cache(model, num_blocks, kv_dtype, backend.zeros)
+        self._activations = Activations(model, plan, ACTIVATION_DTYPES[dtype], backend)
+        self._history = History(model, plan, backend.history_length, backend) if backend.history_length else None
+        self._program = backend.new_program()
+        forward(backend.recorder(self._program), self._weights, step, self._cache, self._activations, self._history)
         self._pixels = PixelDecoder(image_tokenizer) if image_tokenizer else None
+        self._runner = backend.runner(
+            self._program, step, self._activations.logits.storage, self._history, model.visual_offset
+        )
         self._core = _C.Engine(
-            plan=plan, program=self._program, pool=backend.pool, logits=self._activations.logits.storage,
+            plan=plan,
+            runner=self._runner,
             num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=positive("max_queue", max_queue, 1 << 20),
             max_positions=model.max_position_embeddings, num_codes=model.num_codes, visual_offset=model.visual_offset,
         )  # fmt: skip
@@ -275,6 +283,21 @@ class Engine:
             self.weights_version += 1
         finally:
             self._core.resume(True)
+
+    def wait_stream(self, stream) -> None:
+        """On a GPU: what the engine reads and computes from now on comes after all that has been enqueued on `stream` so
+        far (a torch.cuda.Stream, or a CUDA stream's handle). Call it after changing borrowed weights there, before
+        `weights_changed()`."""
+        ours = (self._backend.stream, self._runner.stream)
+        for own in ours:
+            self._backend.order(_stream_handle(stream), own)
+
+    def release_to_stream(self, stream) -> None:
+        """On a GPU: what is enqueued on `stream` from now on comes after all that the engine has begun so far. Call it
+        before changing borrowed weights there."""
+        ours = (self._backend.stream, self._runner.stream)
+        for own in ours:
+            self._backend.order(own, _stream_handle(stream))
 
     def stats(self) -> dict:
         """Counters since the start (num_steps, num_tokens, busy_seconds) and what is going on now (num_running,

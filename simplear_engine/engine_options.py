@@ -13,25 +13,64 @@ from simplear_engine.errors import CapacityError, CheckpointError, InvalidReques
 
 # Room for prompts when the KV cache is sized for the checkpoint's default picture.
 PROMPT_ALLOWANCE = 128
+# Kernels use bfloat16 and asynchronous copies, which Ampere brought.
+MIN_CAPABILITY = (8, 0)
 
 _log = logging.getLogger("simplear_engine")
 
 
-def check_device(device: str) -> None:
-    """Refuses what this version cannot compute on; says so when a GPU is there and stays idle."""
-    from simplear_engine import _C
+def open_backend(device: str, threads: int | None):
+    """Where to compute: "auto", "cpu", "cuda", "cuda:1", or the "simulated" device of the tests.
 
-    wants_gpu = isinstance(device, str) and device.partition(":")[0] == "cuda"
-    if device not in ("auto", "cpu") and not wants_gpu:
-        raise InvalidRequestError(f'device: expected "auto", "cpu" or "cuda", got {device!r}')
-    gpus, problem = _C.cuda_devices()
-    found = ", ".join(gpu["name"] for gpu in gpus) or f"no GPU ({problem})"
-    if wants_gpu:
+    "auto" takes the first GPU, and the CPU only where there is no GPU at all. A GPU that is there and does not do is an
+    error that says why, whoever asked for it.
+    """
+    from simplear_engine import _C
+    from simplear_engine.backend import CpuBackend, DeviceBackend
+
+    kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda", "simulated") or (
+        colon and (kind not in ("cuda", "simulated") or not index.isdecimal())
+    ):
+        raise InvalidRequestError(f'device: expected "auto", "cpu", "cuda" or "cuda:1", got {device!r}')
+    if kind == "cpu":
+        return CpuBackend(threads)
+    if kind == "simulated":
+        simulated = _C.Device("simulated", int(index or 0))
+        check_gpu(simulated.name, simulated.properties)
+        return DeviceBackend(simulated, threads)
+    gpus, problem, is_out_of_order = _C.cuda_devices()
+    if not gpus:
+        if kind == "auto" and not is_out_of_order:
+            _log.info("no GPU (%s): computing on the CPU", problem)
+            return CpuBackend(threads)
+        raise UnsupportedError(f'device={device!r}: no GPU was found ({problem}); use device="cpu"')
+    index = int(index or 0)
+    if index >= len(gpus):
+        known = ", ".join(f"cuda:{i} ({gpu['name']})" for i, gpu in enumerate(gpus))
+        raise UnsupportedError(f"device={device!r}: expected one of {known}")
+    check_gpu(f"cuda:{index}", gpus[index])
+    return DeviceBackend(_C.Device("cuda", index), threads)
+
+
+def check_gpu(name: str, properties: dict) -> None:
+    """Refuses a GPU that the kernels of this build cannot run on, and a driver that cannot run this build."""
+    needed, found = properties["runtime_version"], properties["driver_version"]
+    if found // 1000 < needed // 1000:
         raise UnsupportedError(
-            f'device={device!r}: this version runs on the CPU only (found {found}); use device="cpu"'
+            f"{name}: the driver knows CUDA {_cuda_version(found)}, this engine was built with {_cuda_version(needed)}: "
+            f'install a newer driver, or use device="cpu"'
         )
-    if device == "auto" and gpus:
-        _log.warning("found %s, but this version runs on the CPU only", found)
+    if tuple(properties["capability"]) < MIN_CAPABILITY:
+        expected, got = (".".join(map(str, version)) for version in (MIN_CAPABILITY, properties["capability"]))
+        raise UnsupportedError(
+            f"{name}: expected a GPU of compute capability {expected} or newer, got {properties['name']} with {got}; "
+            f'use device="cpu"'
+        )
+
+
+def _cuda_version(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def check_dtype(dtype: str, stored: str) -> str:

@@ -26,16 +26,17 @@ class LayerCache:
     v_scale: _C.Tensor | None
 
 
-def make_cache(config: ModelConfig, num_blocks: int, dtype: str) -> list[LayerCache]:
+def make_cache(config: ModelConfig, num_blocks: int, dtype: str, zeros=_C.Tensor.zeros) -> list[LayerCache]:
+    """zeros(shape, dtype): a new tensor where the ops compute."""
     heads, dim = config.num_kv_heads, config.head_dim
 
     def scales():
-        return _C.Tensor.zeros([num_blocks, heads, BLOCK_SIZE], "float32") if dtype == "int8" else None
+        return zeros([num_blocks, heads, BLOCK_SIZE], "float32") if dtype == "int8" else None
 
     return [
         LayerCache(
-            k=_C.Tensor.zeros([num_blocks, heads, dim, BLOCK_SIZE], dtype),
-            v=_C.Tensor.zeros([num_blocks, heads, BLOCK_SIZE, dim], dtype),
+            k=zeros([num_blocks, heads, dim, BLOCK_SIZE], dtype),
+            v=zeros([num_blocks, heads, BLOCK_SIZE, dim], dtype),
             k_scale=scales(),
             v_scale=scales(),
         )
@@ -52,12 +53,12 @@ class Activations:
     """What the ops of a step hand to each other; sized for the largest step. `dtype` is what rows are kept in on their way
     into a product ("float32" or "bfloat16")."""
 
-    def __init__(self, config: ModelConfig, plan: _C.StepPlan, dtype: str):
+    def __init__(self, config: ModelConfig, plan: _C.StepPlan, dtype: str, backend):
         max_tokens, max_logit_rows, max_draws = plan.token_ids.shape[0], plan.logit_rows.shape[0], plan.token.shape[0]
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def per_token(width: int, dtype: str = "float32") -> Rows:
-            return Rows(_C.Tensor.zeros([max_tokens, width], dtype), "num_tokens")
+            return Rows(backend.zeros([max_tokens, width], dtype), "num_tokens")
 
         self.hidden = per_token(config.hidden_size)
         self.qkv = per_token(query + 2 * kv)
@@ -65,16 +66,32 @@ class Activations:
         self.attended = per_token(query, dtype)
         self.gated = per_token(config.intermediate_size, dtype)
         # Pages of these two are touched by scoring and by top-k or top-p only.
-        self.logits = Rows(_C.Tensor.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
-        self.guided = Rows(_C.Tensor.zeros([max_draws, config.num_codes], "float32"), "num_draws")
+        self.logits = Rows(backend.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
+        self.guided = Rows(backend.zeros([max_draws, config.num_codes], "float32"), "num_draws")
         positions = config.max_position_embeddings
-        self.cos_sin = _C.Tensor.from_numpy(cos_sin_table(positions, config.head_dim, config.rope_theta))
+        table = cos_sin_table(positions, config.head_dim, config.rope_theta)
+        self.cos_sin = backend.resident(_C.Tensor.from_numpy(table))
 
 
-def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], a: Activations) -> None:
+class History:
+    """What the steps of a device leave for each other and for the host: the codes of each image so far, and what the last
+    `length` steps drew."""
+
+    def __init__(self, config: ModelConfig, plan: _C.StepPlan, length: int, backend):
+        slots, draws = plan.last_code.shape[0], plan.token.shape[0]
+        self.codes = backend.zeros([slots, config.max_position_embeddings], "int32")
+        self.step = backend.zeros([1], "int32")
+        self.drawn_token = backend.zeros([length, draws], "int32")
+        self.drawn_log_prob = backend.zeros([length, draws], "float32")
+
+
+def forward(
+    ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], a: Activations, history: History | None = None
+) -> None:
     """One step: every query row of the plan through the network, every draw to its code.
 
-    ops: table of ops. weights: see model_weights.ModelWeights. plan, cache, a: buffers at fixed addresses.
+    ops: table of ops. weights: see model_weights.ModelWeights. plan, cache, a: buffers at fixed addresses. With a history,
+    the step also turns the plan into that of the next step.
     """
     config = weights.config
 
@@ -114,4 +131,21 @@ def forward(ops: Any, weights: Any, plan: _C.StepPlan, cache: list[LayerCache], 
         top_p=draws(plan.top_p), seed=draws(plan.seed), position=draws(plan.position), slot=draws(plan.draw_slot),
         logits=a.logits, guided=a.guided, token=draws(plan.token), log_prob=draws(plan.log_prob),
         last_code=plan.last_code,
+    )  # fmt: skip
+    if history is None:
+        return
+
+    def windows(tensor):
+        return Rows(tensor, "num_windows")
+
+    ops.verify_drafts(
+        window_start_loc=plan.window_start_loc, window_seqs=windows(plan.window_seqs),
+        draft_source=windows(plan.draft_source), draft_width=windows(plan.draft_width),
+        logit_rows=Rows(plan.logit_rows, "num_logit_rows"), cond_row=draws(plan.cond_row),
+        uncond_row=draws(plan.uncond_row), draw_slot=draws(plan.draw_slot), token=draws(plan.token),
+        log_prob=draws(plan.log_prob), block_table=seqs(plan.block_table), token_ids=tokens(plan.token_ids),
+        positions=tokens(plan.positions), slot_mapping=tokens(plan.slot_mapping),
+        context_lens=seqs(plan.context_lens), position=draws(plan.position), last_code=plan.last_code,
+        codes=history.codes, step=history.step, drawn_token=history.drawn_token,
+        drawn_log_prob=history.drawn_log_prob, visual_offset=config.visual_offset,
     )  # fmt: skip

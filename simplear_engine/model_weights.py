@@ -1,4 +1,4 @@
-"""The network's weights as the CPU kernels want them: small ones borrowed, matrices packed.
+"""The network's weights as the kernels want them: small ones borrowed or copied to the device, matrices packed.
 
 Everything is derived from borrowed tensors (a mapped file, live parameters of a trainer) and can be derived again in
 place when those have changed, so that a recorded program keeps its pointers.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from simplear_engine import _C
 from simplear_engine.config import ModelConfig
-from simplear_engine.kernels.packed_weight import PackedWeight, pack, pack_again
+from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.weights import LM_HEAD
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -32,9 +32,9 @@ class ModelWeights:
     tensors: canonical name (weights.weight_specs) -> `_C.Tensor` of any float type; borrowed for the life of this object.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, _C.Tensor], dtype: str, pool: _C.ThreadPool):
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, _C.Tensor], dtype: str, backend):
         self.config, self.dtype = config, dtype
-        self._tensors, self._pool = dict(tensors), pool
+        self._tensors, self._backend = dict(tensors), backend
         self._refreshers = []
         self.embedding = self._vector(EMBEDDING)
         self.layers = [self._layer(f"model.layers.{i}.") for i in range(config.num_layers)]
@@ -62,27 +62,28 @@ class ModelWeights:
         )
 
     def _vector(self, name: str) -> _C.Tensor:
-        """The tensor itself where kernels read its type, else a float32 copy."""
+        """The tensor itself where kernels can read it, else a copy: on the device, or in float32."""
         tensor = self._tensors[name]
-        return tensor if tensor.dtype in ("float32", "bfloat16") else self._converted(tensor)
+        return self._resident(tensor) if tensor.dtype in ("float32", "bfloat16") else self._concatenated([tensor])
 
-    def _converted(self, tensor: _C.Tensor) -> _C.Tensor:
-        copy = _C.Tensor.zeros(tensor.shape, "float32")
-        self._derive(lambda: _C.convert(tensor, copy, self._pool))
-        return copy
+    def _resident(self, tensor: _C.Tensor) -> _C.Tensor:
+        resident = self._backend.resident(tensor)
+        self._refreshers.append(lambda: self._backend.refresh(resident, tensor))
+        return resident
 
-    def _concatenated(self, vectors: list[_C.Tensor]) -> _C.Tensor:
-        whole = _C.Tensor.zeros([sum(vector.shape[0] for vector in vectors)], "float32")
+    def _concatenated(self, tensors: list[_C.Tensor]) -> _C.Tensor:
+        """A float32 copy of the tensors, one after the other along the first dimension."""
+        whole = _C.Tensor.zeros([sum(tensor.shape[0] for tensor in tensors), *tensors[0].shape[1:]], "float32")
         begin = 0
-        for vector in vectors:
-            part = whole.rows(begin, begin + vector.shape[0])
-            self._derive(lambda vector=vector, part=part: _C.convert(vector, part, self._pool))
-            begin += vector.shape[0]
-        return whole
+        for tensor in tensors:
+            part = whole.rows(begin, begin + tensor.shape[0])
+            self._derive(lambda tensor=tensor, part=part: self._backend.convert(tensor, part))
+            begin += tensor.shape[0]
+        return self._resident(whole)
 
     def _packed(self, parts: list[_C.Tensor], interleaved: bool = False) -> PackedWeight:
-        packed = pack(parts, self.dtype, self._pool, interleaved)
-        self._refreshers.append(lambda: pack_again(packed, parts, self._pool, interleaved))
+        packed = self._backend.pack(parts, self.dtype, interleaved)
+        self._refreshers.append(lambda: self._backend.pack_again(packed, parts, interleaved))
         return packed
 
     def _derive(self, derive) -> None:

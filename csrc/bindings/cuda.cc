@@ -1,42 +1,167 @@
-// What the GPU side of the build offers Python.
+// Devices and the runner of steps on them.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <tuple>
 
 #include "bindings/bindings.h"
-
-#ifdef SIMPLEAR_CUDA
-#include "cuda/device.h"
-#endif
+#include "core/check.h"
+#include "cuda/cuda_driver.h"
+#include "cuda/graph_runner.h"
+#include "cuda/simulated_driver.h"
 
 namespace py = pybind11;
 
 namespace simplear {
+namespace {
+
+py::dict to_dict(const DeviceProperties& p) {
+  py::dict entry;
+  entry["name"] = p.name;
+  entry["capability"] = py::make_tuple(p.major, p.minor);
+  entry["total_memory"] = p.total_memory;
+  entry["num_multiprocessors"] = p.num_multiprocessors;
+  entry["driver_version"] = p.driver_version;
+  entry["runtime_version"] = p.runtime_version;
+  return entry;
+}
+
+// A device and the stream that copies are ordered on.
+struct Device {
+  explicit Device(DeviceId id) : driver(open_device(id)), stream(make_stream(driver)) {}
+
+  Tensor upload(const Tensor& tensor) const {
+    const Tensor copy = device_zeros(driver, tensor.shape, tensor.dtype);
+    transfer(driver, tensor, copy, stream.get());
+    return copy;
+  }
+  Tensor download(const Tensor& tensor) const {
+    const Tensor copy = Tensor::zeros(tensor.shape, tensor.dtype);
+    transfer(driver, tensor, copy, stream.get());
+    return copy;
+  }
+
+  const std::shared_ptr<Driver> driver;
+  const Handle<Driver::Stream> stream;
+};
+
+DeviceId id_from(const std::string& kind, int32_t index) {
+  check(kind == "cuda" || kind == "simulated", ErrorKind::kInvalidRequest, "device: expected cuda or simulated, got ",
+        kind);
+  return {kind == "cuda" ? DeviceKind::kCuda : DeviceKind::kSimulated, index};
+}
+
+}  // namespace
 
 void bind_cuda(py::module_& m) {
-#ifdef SIMPLEAR_CUDA
-  m.def("cuda_built", [] { return true; });
+  m.def("cuda_built", &is_cuda_built);
   m.def(
       "cuda_devices",
       [] {
-        const CudaDevices found = cuda_devices();
+        const DeviceList found = cuda_devices();
         py::list devices;
-        for (const CudaDevice& device : found.devices) {
-          py::dict entry;
-          entry["index"] = device.index;
-          entry["name"] = device.name;
-          entry["capability"] = py::make_tuple(device.major, device.minor);
-          entry["total_memory"] = device.total_memory;
-          devices.append(entry);
-        }
-        return py::make_tuple(devices, found.problem);
+        for (const DeviceProperties& properties : found.devices) devices.append(to_dict(properties));
+        return py::make_tuple(devices, found.problem, found.is_out_of_order);
       },
-      "([{index, name, capability, total_memory}], why the list is empty).");
-#else
-  m.def("cuda_built", [] { return false; });
+      "([properties of each GPU], why the list is empty, whether there is a driver all the same).");
   m.def(
-      "cuda_devices", [] { return py::make_tuple(py::list(), "built without CUDA"); },
-      "([{index, name, capability, total_memory}], why the list is empty).");
-#endif
+      "describe_simulated_device",
+      [](std::optional<size_t> total_memory, std::optional<std::pair<int, int>> capability) {
+        DeviceProperties properties = default_simulated_device();
+        if (total_memory) properties.total_memory = *total_memory;
+        if (capability) std::tie(properties.major, properties.minor) = *capability;
+        describe_simulated_device(properties);
+      },
+      py::kw_only(), py::arg("total_memory") = py::none(), py::arg("capability") = py::none(),
+      "What the next simulated device is like; for tests.");
+
+  py::class_<Driver, std::shared_ptr<Driver>>(m, "Driver", "What ops of a device are recorded for.");
+  py::class_<Device>(m, "Device", "A GPU, or the simulated one of the tests.")
+      .def(py::init(
+               [](const std::string& kind, int32_t index) { return std::make_unique<Device>(id_from(kind, index)); }),
+           py::arg("kind"), py::arg("index") = 0)
+      .def_property_readonly("name", [](const Device& d) { return name_of(d.driver->id()); })
+      .def_property_readonly("properties", [](const Device& d) { return to_dict(d.driver->properties()); })
+      .def_property_readonly("free_memory", [](const Device& d) { return d.driver->free_memory(); })
+      .def_property_readonly("driver", [](const Device& d) { return d.driver; })
+      .def_property_readonly(
+          "stream", [](const Device& d) { return d.driver->native_handle(d.stream.get()); },
+          "The stream that copies are ordered on.")
+      .def(
+          "zeros",
+          [](const Device& d, std::vector<int64_t> shape, const std::string& dtype) {
+            return device_zeros(d.driver, std::move(shape), dtype_from_name(dtype));
+          },
+          py::arg("shape"), py::arg("dtype"), "A new tensor of zeros in the device's memory.")
+      .def("upload", &Device::upload, py::arg("tensor"), py::call_guard<py::gil_scoped_release>(),
+           "A copy of a tensor of the host.")
+      .def("download", &Device::download, py::arg("tensor"), py::call_guard<py::gil_scoped_release>(),
+           "A copy on the host of a tensor of this device.")
+      .def(
+          "copy",
+          [](const Device& d, const Tensor& source, const Tensor& target) {
+            transfer(d.driver, source, target, d.stream.get());
+          },
+          py::arg("source"), py::arg("target"), py::call_guard<py::gil_scoped_release>(),
+          "Copies between a tensor of the host and one of this device.")
+      .def(
+          "order",
+          [](const Device& d, uint64_t earlier, uint64_t later) {
+            order(d.driver, d.driver->adopt_stream(earlier), d.driver->adopt_stream(later));
+          },
+          py::arg("earlier"), py::arg("later"),
+          "What is enqueued on the stream `later` from now on comes after what is on `earlier` already.")
+      .def(
+          "step_plan",
+          [](const Device& d, const StepPlan& like) {
+            return std::make_shared<StepPlan>(like.limits, [&](size_t bytes) {
+              return device_zeros(d.driver, {static_cast<int64_t>(bytes)}, DType::kUInt8);
+            });
+          },
+          py::arg("like"), "A StepPlan in the device's memory, with the limits of another one.");
+
+  py::class_<GraphRunner, StepRunner, std::shared_ptr<GraphRunner>>(
+      m, "GraphRunner", "Steps on a device, each one launch of a recorded graph.")
+      .def(py::init([](std::shared_ptr<DeviceProgram> program, std::shared_ptr<StepPlan> plan, const Tensor& step,
+                       const Tensor& drawn_token, const Tensor& drawn_log_prob, const Tensor& logits,
+                       int32_t visual_offset) {
+             return std::make_shared<GraphRunner>(std::move(program), std::move(plan),
+                                                  StepHistory{step, drawn_token, drawn_log_prob}, logits,
+                                                  visual_offset);
+           }),
+           py::kw_only(), py::arg("program"), py::arg("plan"), py::arg("step"), py::arg("drawn_token"),
+           py::arg("drawn_log_prob"), py::arg("logits"), py::arg("visual_offset"))
+      .def(
+          "record_decoding",
+          [](GraphRunner& runner, const StepPlan& plan) {
+            for (const StepCounts& bucket : decode_buckets(plan.limits.max_pairs, plan.limits)) runner.record(bucket);
+          },
+          py::arg("plan"), py::call_guard<py::gil_scoped_release>(),
+          "Records the graphs of all steps that draw one code of each image.")
+      .def_property_readonly("stream", [](const GraphRunner& runner) { return runner.native_stream(); })
+      .def_property_readonly("num_graphs", &GraphRunner::num_graphs)
+      .def_property_readonly("num_uploads", &GraphRunner::num_uploads);
+
+  m.def(
+      "bucket_for",
+      [](const StepPlan& plan) -> py::object {
+        const auto bucket = bucket_for(plan.counts(), plan.limits);
+        if (!bucket) return py::none();
+        py::list sizes;
+        for (int i = 0; i < StepCounts::kCount; ++i) sizes.append(bucket->at(i));
+        return py::tuple(sizes);
+      },
+      py::arg("plan"), "(tokens, sequences, rows of logits, draws, windows) of the graph for a plan, or None.");
+  m.def(
+      "pad",
+      [](StepPlan& plan, int32_t num_codes) {
+        const auto bucket = bucket_for(plan.counts(), plan.limits);
+        if (bucket) pad(plan, *bucket, num_codes);
+        if (bucket) plan.counts() = *bucket;
+      },
+      py::arg("plan"), py::arg("num_codes"), "Fills a plan up to the sizes of its graph.");
 }
 
 }  // namespace simplear

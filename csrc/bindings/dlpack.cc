@@ -32,7 +32,6 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-constexpr int32_t kCpu = 1;
 constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4;
 
 struct TypePair {
@@ -55,19 +54,33 @@ bool is_contiguous(const DLTensor& tensor) {
   return true;
 }
 
+DLDevice device_of(const py::object& lender) {
+  if (!py::hasattr(lender, "__dlpack_device__")) return {static_cast<int32_t>(DeviceKind::kCpu), 0};
+  const auto device = lender.attr("__dlpack_device__")().cast<py::tuple>();
+  // Some lenders answer with an enumeration.
+  return {py::int_(device[0]).cast<int32_t>(), py::int_(device[1]).cast<int32_t>()};
+}
+
 }  // namespace
 
-Tensor tensor_from_dlpack(const py::object& lender) {
+Tensor tensor_from_dlpack(const py::object& lender, std::optional<uint64_t> stream) {
   const auto invalid = ErrorKind::kInvalidRequest;
   check(py::hasattr(lender, "__dlpack__"), invalid, "expected an object with __dlpack__, got ",
         std::string(py::str(py::type::of(lender))));
-  py::capsule capsule = lender.attr("__dlpack__")();
+  const DLDevice device = device_of(lender);
+  const bool is_host = device.device_type == static_cast<int32_t>(DeviceKind::kCpu);
+  check(is_host || device.device_type == static_cast<int32_t>(DeviceKind::kCuda) ||
+            device.device_type == static_cast<int32_t>(DeviceKind::kSimulated),
+        invalid, "expected a tensor on the CPU or a CUDA device, got DLPack device type ", device.device_type);
+  // The lender sees to it that what it has enqueued comes before what is enqueued on `stream`; -1: it need not.
+  py::dict how;
+  if (!is_host) how["stream"] = stream ? py::object(py::int_(*stream)) : py::object(py::int_(-1));
+  py::capsule capsule = lender.attr("__dlpack__")(**how);
   auto* managed = capsule.get_pointer<DLManagedTensor>();
   const DLTensor& dl = managed->dl_tensor;
-  check(dl.device.device_type == kCpu, invalid, "expected a tensor on the CPU, got DLPack device type ",
-        dl.device.device_type);
   check(is_contiguous(dl), invalid, "expected a contiguous tensor: call .contiguous() on it first");
   Tensor tensor;
+  tensor.device = {static_cast<DeviceKind>(dl.device.device_type), dl.device.device_id};
   bool known = false;
   for (const TypePair& type : kTypes) {
     if (type.dl.code != dl.dtype.code || type.dl.bits != dl.dtype.bits || dl.dtype.lanes != 1) continue;
@@ -98,7 +111,7 @@ py::capsule tensor_to_dlpack(const Tensor& tensor) {
   auto* holder = new Holder{{}, tensor};
   DLTensor& dl = holder->managed.dl_tensor;
   dl.data = tensor.data;
-  dl.device = {kCpu, 0};
+  dl.device = {static_cast<int32_t>(tensor.device.kind), tensor.device.index};
   dl.ndim = static_cast<int32_t>(tensor.shape.size());
   for (const TypePair& type : kTypes)
     if (type.dtype == tensor.dtype) dl.dtype = type.dl;

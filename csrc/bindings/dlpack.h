@@ -5,13 +5,16 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
 #include "core/tensor.h"
 
 namespace simplear {
 
-// Borrows a CPU tensor from an object with __dlpack__; keeps the object's memory alive. Throws kInvalidRequest for
-// another device, a dtype that the engine does not know, or memory that is not contiguous.
-Tensor tensor_from_dlpack(const pybind11::object& lender);
+// Borrows a tensor from an object with __dlpack__; keeps the object's memory alive. Of a device's tensor, `stream` is
+// where it is going to be read (none: the caller orders that). Throws kInvalidRequest for a device or dtype that the
+// engine does not know, or memory that is not contiguous.
+Tensor tensor_from_dlpack(const pybind11::object& lender, std::optional<uint64_t> stream);
 
 // A capsule named "dltensor".
 pybind11::capsule tensor_to_dlpack(const Tensor& tensor);

@@ -57,7 +57,9 @@ void bind_engine(py::module_& m) {
           .def_readwrite("num_tokens", &StepPlan::num_tokens)
           .def_readwrite("num_seqs", &StepPlan::num_seqs)
           .def_readwrite("num_logit_rows", &StepPlan::num_logit_rows)
-          .def_readwrite("num_draws", &StepPlan::num_draws);
+          .def_readwrite("num_draws", &StepPlan::num_draws)
+          .def_readwrite("num_windows", &StepPlan::num_windows)
+          .def_readonly("num_scores", &StepPlan::num_scores);
   for (const auto& entry : StepPlan::tensors())
     plan.def_property_readonly(entry.name, [member = entry.tensor](const StepPlan& p) { return p.*member; });
 
@@ -108,6 +110,9 @@ void bind_engine(py::module_& m) {
            py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
       .def("enqueue", &Scheduler::enqueue, py::arg("request"))
       .def("next", &Scheduler::next, py::arg("plan"), "Fills the plan; False when there is nothing to do.")
+      .def("steps_ahead", &Scheduler::steps_ahead, py::arg("plan"),
+           "For how many steps, the planned one included, the batch stays as it is.")
+      .def("again", &Scheduler::again, py::arg("plan"), "Plans the next of these steps.")
       .def(
           "commit",
           [](Scheduler& scheduler, const StepPlan& plan, const Tensor& logits) {
@@ -121,18 +126,22 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("num_free_blocks", [](const Scheduler& s) { return s.allocator().num_free(); })
       .def("ref_count", [](const Scheduler& s, int32_t block) { return s.allocator().ref_count(block); });
 
+  py::class_<StepRunner, std::shared_ptr<StepRunner>>(m, "StepRunner", "What carries out planned steps.");
+  py::class_<CpuRunner, StepRunner, std::shared_ptr<CpuRunner>>(m, "CpuRunner", "One step at a time, in this process.")
+      .def(py::init<std::shared_ptr<Program>, std::shared_ptr<ThreadPool>, Tensor>(), py::kw_only(), py::arg("program"),
+           py::arg("pool"), py::arg("logits"));
+
   py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(
       m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
-      .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<Program> program,
-                       std::shared_ptr<ThreadPool> pool, Tensor logits, int32_t num_blocks, int32_t block_size,
-                       int32_t max_queue, int32_t max_positions, int32_t num_codes, int32_t visual_offset) {
+      .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<StepRunner> runner, int32_t num_blocks,
+                       int32_t block_size, int32_t max_queue, int32_t max_positions, int32_t num_codes,
+                       int32_t visual_offset) {
              return std::unique_ptr<Engine, StopWithoutGil>(
                  new Engine(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset}, num_blocks, block_size,
-                            std::move(plan), std::move(program), std::move(pool), std::move(logits)));
+                            std::move(plan), std::move(runner)));
            }),
-           py::kw_only(), py::arg("plan"), py::arg("program"), py::arg("pool"), py::arg("logits"),
-           py::arg("num_blocks"), py::arg("block_size"), py::arg("max_queue"), py::arg("max_positions"),
-           py::arg("num_codes"), py::arg("visual_offset"))
+           py::kw_only(), py::arg("plan"), py::arg("runner"), py::arg("num_blocks"), py::arg("block_size"),
+           py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
       .def("submit", &Engine::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>())
       .def("cancel", &Engine::cancel, py::arg("request"), py::call_guard<py::gil_scoped_release>())
       .def("pause", &Engine::pause, py::call_guard<py::gil_scoped_release>())

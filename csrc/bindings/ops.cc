@@ -14,6 +14,7 @@
 #include "core/usable_cores.h"
 #include "cpu/isa.h"
 #include "cpu/pack.h"
+#include "cuda/device_program.h"
 
 namespace py = pybind11;
 
@@ -32,7 +33,8 @@ const OpImpl& require_op(const std::string& op, const std::string& impl) {
 }
 
 // Writes one value into the Params bytes.
-void set_field(const OpImpl& op, const Field& field, const py::handle& value, Program::Call& call) {
+template <class Call>
+void set_field(const OpImpl& op, const Field& field, const py::handle& value, DeviceId device, Call& call) {
   const auto put = [&](const auto& x) { std::memcpy(call.params.data() + field.offset, &x, sizeof(x)); };
   switch (field.type) {
     case FieldType::kAnyPointer:
@@ -43,6 +45,8 @@ void set_field(const OpImpl& op, const Field& field, const py::handle& value, Pr
         const Tensor& tensor = value.cast<const Tensor&>();
         check(field.type == FieldType::kAnyPointer || tensor.dtype == field.dtype, ErrorKind::kInvalidRequest, op.op,
               ".", field.name, ": expected ", name_of(field.dtype), ", got ", name_of(tensor.dtype));
+        check(tensor.device == device, ErrorKind::kInvalidRequest, op.op, ".", field.name, ": expected a tensor on ",
+              name_of(device), ", got one on ", name_of(tensor.device));
         data = tensor.data;
         dtype = tensor.dtype;
         call.lenders.push_back(tensor.owner);
@@ -53,7 +57,7 @@ void set_field(const OpImpl& op, const Field& field, const py::handle& value, Pr
     }
     case FieldType::kInt32:
       if (py::isinstance<py::str>(value)) {
-        call.bindings.push_back({field.offset, StepPlan::count_index(value.cast<std::string>())});
+        call.bindings.push_back({field.offset, StepCounts::index_of(value.cast<std::string>())});
         return put(int32_t{0});
       }
       return put(value.cast<int32_t>());
@@ -62,13 +66,14 @@ void set_field(const OpImpl& op, const Field& field, const py::handle& value, Pr
   }
 }
 
-Program::Call make_call(const std::string& name, const std::string& impl, const py::dict& fields) {
+template <class Call>
+Call make_call(const std::string& name, const std::string& impl, const py::dict& fields, DeviceId device) {
   const OpImpl& op = require_op(name, impl);
-  Program::Call call{&op, std::vector<std::byte>(op.params_size), {}, {}};
+  Call call{&op, std::vector<std::byte>(op.params_size), {}, {}};
   for (size_t i = 0; i < op.num_fields; ++i) {
     const Field& field = op.fields[i];
     check(fields.contains(field.name), ErrorKind::kInternal, name, ": no value for ", field.name);
-    set_field(op, field, fields[field.name], call);
+    set_field(op, field, fields[field.name], device, call);
   }
   check(fields.size() == op.num_fields, ErrorKind::kInternal, name, ": expected ", op.num_fields, " fields, got ",
         fields.size());
@@ -76,7 +81,7 @@ Program::Call make_call(const std::string& name, const std::string& impl, const 
 }
 
 void run_op(const std::string& name, const std::string& impl, const py::dict& fields, ThreadPool& pool) {
-  const Program::Call call = make_call(name, impl, fields);
+  const auto call = make_call<Program::Call>(name, impl, fields, {});
   check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
   py::gil_scoped_release release;
   std::lock_guard turn(pool.turns());
@@ -115,7 +120,7 @@ void bind_ops(py::module_& m) {
       .def(
           "add",
           [](Program& program, const std::string& op, const std::string& impl, const py::dict& fields) {
-            program.add(make_call(op, impl, fields));
+            program.add(make_call<Program::Call>(op, impl, fields, {}));
           },
           py::arg("op"), py::arg("impl"), py::arg("fields"),
           "Appends a call; an integer field may be the name of a StepPlan count instead of a number.")
@@ -132,6 +137,19 @@ void bind_ops(py::module_& m) {
         for (const auto& call : program.calls()) rows.append(py::make_tuple(call.op->op, call.seconds));
         return rows;
       });
+
+  py::class_<DeviceProgram, std::shared_ptr<DeviceProgram>>(m, "DeviceProgram", "A forward pass recorded for a device.")
+      .def(py::init<std::shared_ptr<Driver>, std::shared_ptr<ThreadPool>>(), py::arg("driver"), py::arg("pool"))
+      .def(
+          "add",
+          [](DeviceProgram& program, const std::string& op, const std::string& impl, const py::dict& fields) {
+            program.add(make_call<DeviceProgram::Call>(op, impl, fields, program.driver()->id()));
+          },
+          py::arg("op"), py::arg("impl"), py::arg("fields"),
+          "Appends a call; an integer field may be the name of a count of the step instead of a number.")
+      .def("run", &DeviceProgram::run, py::call_guard<py::gil_scoped_release>(), "Runs all calls once, now.")
+      .def("time", &DeviceProgram::time, py::arg("repeats"), py::call_guard<py::gil_scoped_release>(),
+           "Seconds that one launch of a graph with all calls takes, `repeats` times over.");
 
   m.def("run_op", &run_op, py::arg("op"), py::arg("impl"), py::arg("fields"), py::arg("pool"),
         "Runs one op now, with the GIL released.");

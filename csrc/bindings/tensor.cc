@@ -49,6 +49,8 @@ Tensor from_numpy(const py::array& array, const std::optional<std::string>& dtyp
 }
 
 py::array to_numpy(const Tensor& tensor) {
+  check(tensor.device.is_host(), ErrorKind::kInvalidRequest, "this tensor is on ", name_of(tensor.device),
+        ": NumPy sees memory of the host only; download() it");
   // The array's base holds a copy of the Tensor, and so the memory.
   auto* holder = new Tensor(tensor);
   py::capsule base(holder, [](void* p) { delete static_cast<Tensor*>(p); });
@@ -69,7 +71,8 @@ void bind_tensor(py::module_& m) {
           py::arg("shape"), py::arg("dtype"), "A new tensor of zeros.")
       .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("dtype") = py::none(),
                   "Borrows a C-contiguous array; dtype=\"bfloat16\" reads uint16 as bfloat16 bits.")
-      .def_static("from_dlpack", &tensor_from_dlpack, py::arg("lender"), "Borrows a CPU tensor through DLPack.")
+      .def_static("from_dlpack", &tensor_from_dlpack, py::arg("lender"), py::arg("stream") = py::none(),
+                  "Borrows a tensor through DLPack; `stream`: where a device's tensor is going to be read.")
       .def("numpy", &to_numpy, "A view as a NumPy array; bfloat16 as uint16 bits.")
       .def(
           "rows",
@@ -84,9 +87,11 @@ void bind_tensor(py::module_& m) {
           },
           py::arg("begin"), py::arg("end"), "A view of rows begin..end-1; keeps the memory alive.")
       .def("__dlpack__", [](const Tensor& t, const py::kwargs&) { return tensor_to_dlpack(t); })
-      .def("__dlpack_device__", [](const Tensor&) { return py::make_tuple(1, 0); })
+      .def("__dlpack_device__",
+           [](const Tensor& t) { return py::make_tuple(static_cast<int32_t>(t.device.kind), t.device.index); })
       .def_property_readonly("dtype", [](const Tensor& t) { return name_of(t.dtype); })
       .def_property_readonly("shape", [](const Tensor& t) { return py::tuple(py::cast(t.shape)); })
+      .def_property_readonly("device", [](const Tensor& t) { return name_of(t.device); })
       .def_property_readonly("nbytes", &Tensor::bytes)
       .def_property_readonly("address", [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data); })
       .def("__repr__", [](const Tensor& t) {

@@ -1,15 +1,15 @@
 #include "core/engine.h"
 
+#include <algorithm>
 #include <chrono>
+#include <string>
 
 namespace simplear {
 
 Engine::Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
-               std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool, Tensor logits)
+               std::shared_ptr<StepRunner> runner)
     : plan_(std::move(plan)),
-      program_(std::move(program)),
-      pool_(std::move(pool)),
-      logits_(std::move(logits)),
+      runner_(std::move(runner)),
       scheduler_(limits, plan_->limits, num_blocks, block_size),
       thread_([this] { loop(); }) {}
 
@@ -81,24 +81,67 @@ void Engine::loop() {
     if (stopping_) return;
     if (!scheduler_.next(*plan_)) continue;
     stepping_ = true;
-    lock.unlock();
     const auto start = std::chrono::steady_clock::now();
-    std::string error;
     try {
-      program_->run(*plan_, *pool_);
+      run_batch(lock);
     } catch (const std::exception& e) {
-      error = e.what();
+      if (!lock.owns_lock()) lock.lock();
+      runner_->abandon();
+      scheduler_.fail_step(std::string("a forward step failed: ") + e.what());
     }
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    lock.lock();
     stepping_ = false;
-    totals_.num_steps += 1;
-    totals_.num_tokens += plan_->num_tokens;
-    totals_.busy_seconds += took.count();
-    if (error.empty()) scheduler_.commit(*plan_, {logits_.as<float>(), static_cast<size_t>(logits_.size())});
-    else scheduler_.fail_step("a forward step failed: " + error);
+    totals_.busy_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (num_pauses_ > 0) idle_.notify_all();
   }
+}
+
+// The planned step and, where the runner goes ahead of the plan, those that follow from it, until the batch changes.
+void Engine::run_batch(std::unique_lock<std::mutex>& lock) {
+  int32_t to_begin = scheduler_.steps_ahead(*plan_), to_collect = 0, num_groups = 0;
+  if (runner_->max_steps() == 1) to_begin = 1;
+  bool goes_on = false;
+  while (true) {
+    // One group of steps computes while the one before it is taken over here.
+    for (; to_begin > 0 && num_groups < runner_->max_groups(); ++num_groups, goes_on = true) {
+      const int32_t count = std::min(to_begin, runner_->max_steps());
+      lock.unlock();
+      runner_->begin(*plan_, count, goes_on);
+      lock.lock();
+      to_begin -= count;
+      to_collect += count;
+    }
+    if (num_groups == 0) return;
+    lock.unlock();
+    const DrawnSteps drawn = runner_->collect();
+    lock.lock();
+    --num_groups;
+    if (scheduler_.wants_change() || stopping_ || num_pauses_ > 0) to_begin = 0;
+    for (int32_t step = 0; step < drawn.num_steps; ++step) {
+      const bool batch_is_same = commit(drawn, step);
+      if (--to_collect + to_begin == 0) break;
+      if (!batch_is_same) {
+        // What the device drew further on is drawn again, by those who are left.
+        runner_->abandon();
+        return;
+      }
+      scheduler_.again(*plan_);
+    }
+  }
+}
+
+// False when somebody left the batch.
+bool Engine::commit(const DrawnSteps& drawn, int32_t step) {
+  const auto copy = [&](auto* to, const auto* from) {
+    from += int64_t{step} * drawn.stride;
+    if (to != from) std::copy_n(from, plan_->num_draws, to);
+  };
+  copy(plan_->token.as<int32_t>(), drawn.token);
+  copy(plan_->log_prob.as<float>(), drawn.log_prob);
+  totals_.num_steps += 1;
+  totals_.num_tokens += plan_->num_tokens;
+  const int32_t num_running = scheduler_.num_running();
+  scheduler_.commit(*plan_, runner_->logits());
+  return scheduler_.num_running() == num_running;
 }
 
 }  // namespace simplear

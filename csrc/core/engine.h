@@ -9,9 +9,8 @@
 #include <mutex>
 #include <thread>
 
-#include "core/program.h"
 #include "core/scheduler.h"
-#include "core/thread_pool.h"
+#include "core/step_runner.h"
 
 namespace simplear {
 
@@ -23,9 +22,8 @@ class Engine {
     double busy_seconds;  // spent in steps
   };
 
-  // `logits` is the program's output buffer, [max_logit_rows, V] float32.
   Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
-         std::shared_ptr<Program> program, std::shared_ptr<ThreadPool> pool, Tensor logits);
+         std::shared_ptr<StepRunner> runner);
   ~Engine();
 
   void submit(std::shared_ptr<Request> request);
@@ -45,11 +43,11 @@ class Engine {
 
  private:
   void loop();
+  void run_batch(std::unique_lock<std::mutex>& lock);
+  bool commit(const DrawnSteps& drawn, int32_t step);
 
   std::shared_ptr<StepPlan> plan_;
-  std::shared_ptr<Program> program_;
-  std::shared_ptr<ThreadPool> pool_;
-  Tensor logits_;
+  std::shared_ptr<StepRunner> runner_;
 
   std::mutex mutex_;  // guards the scheduler and the flags
   std::condition_variable wake_, idle_;

@@ -11,7 +11,7 @@ void Program::run(const StepPlan& plan, ThreadPool& pool, Turns turns) {
   std::lock_guard turn(pool.turns());
   for (Call& call : calls_) {
     for (const Binding& binding : call.bindings) {
-      const int32_t count = plan.count(binding.count);
+      const int32_t count = plan.at(binding.count);
       std::memcpy(call.params.data() + binding.offset, &count, sizeof(count));
     }
     if (turns == Turns::kShared) pool.turns().yield_if_due();

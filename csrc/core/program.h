@@ -18,7 +18,7 @@ class Program {
  public:
   struct Binding {
     size_t offset;  // of an int32 field in the op's Params
-    int count;      // StepPlan::count_index
+    int count;      // StepCounts::index_of
   };
   struct Call {
     const OpImpl* op;

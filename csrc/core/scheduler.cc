@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace simplear {
 namespace {
@@ -167,6 +168,7 @@ void Scheduler::schedule_scores(Running& running, StepPlan& plan) {
   for (int32_t i = 0; i < count; ++i)
     if (begin + i >= first_wanted) append(plan.logit_rows, plan.num_logit_rows++, first_row + i);
   running.num_scores = plan.num_logit_rows - running.first_logit_row;
+  plan.num_scores += running.num_scores;
 }
 
 // The last known token of every row and `num_drafts` drafts behind it, and the draws at all of them.
@@ -175,9 +177,14 @@ void Scheduler::append_draws(Running& running, int32_t num_drafts, StepPlan& pla
   const int32_t num_draws = num_drafts + 1;
   running.first_draw = plan.num_draws;
   running.num_draws = num_draws;
+  const int32_t window = plan.num_windows++;
+  append(plan.window_seqs, 2 * window + 1, int32_t{-1});
+  append(plan.draft_source, window, static_cast<int32_t>(request.draft_source));
+  append(plan.draft_width, window, request.grid_width);
   for (size_t i = 0; i < running.rows.size(); ++i) {
     Sequence& row = running.rows[i];
     skip_filled(row);
+    append(plan.window_seqs, 2 * window + static_cast<int32_t>(i), plan.num_seqs);
     append_rows(running, row, row.remaining() + num_drafts, plan);
     for (int32_t d = 0; d < num_draws; ++d) {
       append(i == 0 ? plan.cond_row : plan.uncond_row, running.first_draw + d, plan.num_logit_rows);
@@ -195,6 +202,7 @@ void Scheduler::append_draws(Running& running, int32_t num_drafts, StepPlan& pla
     append(plan.position, draw, static_cast<int32_t>(request.codes.size()) + d);
     append(plan.draw_slot, draw, running.slot);
   }
+  append(plan.window_start_loc, window + 1, plan.num_draws);
 }
 
 // reserved_rows: query rows and rows of logits that others still need for one token each.
@@ -230,8 +238,39 @@ void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows
 bool Scheduler::next(StepPlan& plan) {
   drop_cancelled();
   admit();
-  plan.num_tokens = plan.num_seqs = plan.num_logit_rows = plan.num_draws = 0;
+  fill(plan);
+  return plan.num_tokens > 0;
+}
+
+int32_t Scheduler::steps_ahead(const StepPlan& plan) const {
+  int32_t steps = std::numeric_limits<int32_t>::max(), num_tokens = 0;
+  for (const Running& running : running_) {
+    const Request& request = *running.request;
+    if (running.num_draws == 0 || request.codes.empty()) return 1;
+    num_tokens += running.num_draws * static_cast<int32_t>(running.rows.size());
+    // A step yields as many tokens as it draws at most, and no window may reach beyond the end.
+    const int32_t left = request.num_image_tokens - static_cast<int32_t>(request.codes.size());
+    steps = std::min(steps, left / running.num_draws);
+  }
+  return num_tokens == plan.num_tokens ? std::max(steps, 1) : 1;
+}
+
+bool Scheduler::wants_change() const {
+  const auto left = [](const Running& running) { return running.request->cancel_requested.load(); };
+  return (!queue_.empty() && !free_slots_.empty()) || std::any_of(running_.begin(), running_.end(), left);
+}
+
+void Scheduler::again(StepPlan& plan) {
+  const StepCounts before = plan.counts();
+  fill(plan);
+  check(plan.counts() == before, ErrorKind::kInternal, "scheduler: a batch that should have stayed as it was changed");
+}
+
+void Scheduler::fill(StepPlan& plan) {
+  plan.counts() = {};
+  plan.num_scores = 0;
   append(plan.query_start_loc, 0, int32_t{0});
+  append(plan.window_start_loc, 0, int32_t{0});
   int32_t reserved_rows = 0;
   for (Running& running : running_) {
     running.num_draws = running.num_scores = 0;
@@ -246,7 +285,6 @@ bool Scheduler::next(StepPlan& plan) {
         running.request->is_scoring() ? schedule_scores(running, plan) : schedule(running, plan, reserved_rows);
       running.request->num_steps += plan.num_tokens > before;
     }
-  return plan.num_tokens > 0;
 }
 
 // Keeps the drafts that were redrawn as they are, and the first token that was not. False when that is no number.

@@ -39,6 +39,17 @@ class Scheduler {
   // Ends cancelled requests, admits waiting ones and fills the plan. False when there is nothing to do.
   bool next(StepPlan& plan);
 
+  // For how many steps, the planned one included, the batch stays as it is, whatever they draw: nobody reads a prompt
+  // and nobody comes to the end of its image. Such steps need no new plan from here: `verify_drafts` derives each from
+  // the one before.
+  int32_t steps_ahead(const StepPlan& plan) const;
+
+  // Whether the batch should change although it could go on: somebody left, or waits and finds a free slot.
+  bool wants_change() const;
+
+  // Plans the next of these steps: the batch of the last one, nobody joins and nobody leaves.
+  void again(StepPlan& plan);
+
   // Takes the step's sampled tokens over; requests that end free their blocks at once.
   void commit(const StepPlan& plan, std::span<const float> logits);
 
@@ -81,6 +92,7 @@ class Scheduler {
   int32_t blocks_for(const Sequence& row, const Request& request) const;
   void admit();
   void drop_cancelled();
+  void fill(StepPlan& plan);
   void skip_filled(Sequence& row) const;
   void schedule(Running& running, StepPlan& plan, int32_t reserved_rows);
   void schedule_scores(Running& running, StepPlan& plan);

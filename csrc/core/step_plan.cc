@@ -4,29 +4,55 @@
 
 namespace simplear {
 
-StepPlan::StepPlan(const StepLimits& l) : limits(l) {
-  const auto ints = [](std::vector<int64_t> shape) { return Tensor::zeros(std::move(shape), DType::kInt32); };
-  const auto floats = [](std::vector<int64_t> shape) { return Tensor::zeros(std::move(shape), DType::kFloat32); };
-  token_ids = ints({l.max_tokens});
-  token_slot = ints({l.max_tokens});
-  positions = ints({l.max_tokens});
-  slot_mapping = ints({l.max_tokens});
-  query_start_loc = ints({l.max_seqs() + 1});
-  context_lens = ints({l.max_seqs()});
-  block_table = ints({l.max_seqs(), l.max_blocks_per_seq});
-  logit_rows = ints({l.max_logit_rows});
-  cond_row = ints({l.max_draws});
-  uncond_row = ints({l.max_draws});
-  guidance_scale = floats({l.max_draws});
-  temperature = floats({l.max_draws});
-  top_k = ints({l.max_draws});
-  top_p = floats({l.max_draws});
-  seed = Tensor::zeros({l.max_draws}, DType::kUInt64);
-  position = ints({l.max_draws});
-  draw_slot = ints({l.max_draws});
-  token = ints({l.max_draws});
-  log_prob = floats({l.max_draws});
-  last_code = ints({l.max_pairs});
+StepPlan::StepPlan(const StepLimits& limits)
+    : StepPlan(limits, [](size_t bytes) { return Tensor::zeros({static_cast<int64_t>(bytes)}, DType::kUInt8); }) {}
+
+StepPlan::StepPlan(const StepLimits& l, const Allocate& allocate) : limits(l) {
+  struct Entry {
+    Tensor& tensor;
+    std::vector<int64_t> shape;
+    DType dtype = DType::kInt32;
+  };
+  const auto lay_out = [&](std::vector<Entry> entries) {
+    const auto padded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+    size_t bytes = 0;
+    for (Entry& entry : entries) {
+      entry.tensor.shape = entry.shape;
+      entry.tensor.dtype = entry.dtype;
+      bytes += padded(entry.tensor.bytes());
+    }
+    const Tensor memory = allocate(bytes);
+    size_t offset = 0;
+    for (Entry& entry : entries) {
+      entry.tensor.data = static_cast<char*>(memory.data) + offset;
+      entry.tensor.owner = memory.owner;
+      entry.tensor.device = memory.device;
+      offset += padded(entry.tensor.bytes());
+    }
+    return memory;
+  };
+  planned = lay_out({{token_ids, {l.max_tokens}},
+                     {token_slot, {l.max_tokens}},
+                     {positions, {l.max_tokens}},
+                     {slot_mapping, {l.max_tokens}},
+                     {query_start_loc, {l.max_seqs() + 1}},
+                     {context_lens, {l.max_seqs()}},
+                     {block_table, {l.max_seqs(), l.max_blocks_per_seq}},
+                     {logit_rows, {l.max_logit_rows}},
+                     {cond_row, {l.max_draws}},
+                     {uncond_row, {l.max_draws}},
+                     {guidance_scale, {l.max_draws}, DType::kFloat32},
+                     {temperature, {l.max_draws}, DType::kFloat32},
+                     {top_k, {l.max_draws}},
+                     {top_p, {l.max_draws}, DType::kFloat32},
+                     {seed, {l.max_draws}, DType::kUInt64},
+                     {position, {l.max_draws}},
+                     {draw_slot, {l.max_draws}},
+                     {window_start_loc, {l.max_pairs + 1}},
+                     {window_seqs, {l.max_pairs, 2}},
+                     {draft_source, {l.max_pairs}},
+                     {draft_width, {l.max_pairs}}});
+  lay_out({{token, {l.max_draws}}, {log_prob, {l.max_draws}, DType::kFloat32}, {last_code, {l.max_pairs + 1}}});
 }
 
 const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
@@ -48,6 +74,10 @@ const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
       {"seed", &StepPlan::seed},
       {"position", &StepPlan::position},
       {"draw_slot", &StepPlan::draw_slot},
+      {"window_start_loc", &StepPlan::window_start_loc},
+      {"window_seqs", &StepPlan::window_seqs},
+      {"draft_source", &StepPlan::draft_source},
+      {"draft_width", &StepPlan::draft_width},
       {"token", &StepPlan::token},
       {"log_prob", &StepPlan::log_prob},
       {"last_code", &StepPlan::last_code},
@@ -55,15 +85,15 @@ const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
   return all;
 }
 
-int StepPlan::count_index(std::string_view name) {
-  constexpr std::string_view names[] = {"num_tokens", "num_seqs", "num_logit_rows", "num_draws"};
-  for (int i = 0; i < 4; ++i)
+int StepCounts::index_of(std::string_view name) {
+  constexpr std::string_view names[] = {"num_tokens", "num_seqs", "num_logit_rows", "num_draws", "num_windows"};
+  for (int i = 0; i < static_cast<int>(std::size(names)); ++i)
     if (names[i] == name) return i;
   fail(ErrorKind::kInternal, "step plan: no count named ", name);
 }
 
-int32_t StepPlan::count(int index) const {
-  const int32_t counts[] = {num_tokens, num_seqs, num_logit_rows, num_draws};
+int32_t StepCounts::at(int index) const {
+  const int32_t counts[] = {num_tokens, num_seqs, num_logit_rows, num_draws, num_windows};
   return counts[index];
 }
 

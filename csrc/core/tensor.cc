@@ -24,6 +24,11 @@ std::shared_ptr<void> map_zeroed(size_t bytes) {
 
 }  // namespace
 
+std::string name_of(DeviceId device) {
+  if (device.is_host()) return "cpu";
+  return (device.kind == DeviceKind::kCuda ? "cuda:" : "simulated:") + std::to_string(device.index);
+}
+
 Tensor Tensor::zeros(std::vector<int64_t> shape, DType dtype) {
   Tensor tensor;
   tensor.dtype = dtype;

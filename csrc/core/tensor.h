@@ -6,17 +6,32 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/dtype.h"
 
 namespace simplear {
 
+// Where memory is; kinds have DLPack's numbers. The simulated device (csrc/cuda) is for tests, and an "extension
+// device" to DLPack.
+enum class DeviceKind : int32_t { kCpu = 1, kCuda = 2, kSimulated = 12 };
+
+struct DeviceId {
+  DeviceKind kind = DeviceKind::kCpu;
+  int32_t index = 0;
+  bool is_host() const { return kind == DeviceKind::kCpu; }
+  bool operator==(const DeviceId&) const = default;
+};
+
+std::string name_of(DeviceId device);  // "cpu", "cuda:1", "simulated:0"
+
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
   bool read_only = false;
+  DeviceId device;  // only code for that device may touch `data`
   std::shared_ptr<void> owner;
 
   int64_t size() const {

@@ -1,0 +1,292 @@
+"""The whole GPU engine, on the simulated device: graphs, padding, steps ahead of the host, copies, errors.
+
+The simulated device runs the CPU's implementations of the ops, so whatever the two engines draw must be equal bit for bit:
+a difference is a fault of the runtime and not of rounding. It executes as late as it may, so what forgets to wait fails.
+"""
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C
+from simplear_engine.config import ModelConfig
+from simplear_engine.engine_options import check_gpu
+from simplear_engine.errors import InvalidRequestError
+from simplear_engine.weights import weight_specs
+
+CONFIG = ModelConfig(
+    hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4,
+    rms_norm_eps=1e-6, vocab_size=264, tie_word_embeddings=True, max_position_embeddings=400, visual_offset=64,
+)  # fmt: skip
+NEGATIVE = [4, 5] * 10
+
+
+def random_weights(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (np.ones(spec.shape) if "norm" in name else rng.standard_normal(spec.shape) * 0.3).astype(np.float32)
+        for name, spec in weight_specs(CONFIG).items()
+    }
+
+
+def make_engine(device, weights=None, **options):
+    weights = random_weights() if weights is None else weights
+    return Engine.from_weights(CONFIG, weights, **{"device": device, "dtype": "float32", "threads": 1, **options})
+
+
+def draw(engine, seed=7, prompt_length=30, side=7, **options):
+    options = {"height": side * 16, "width": side * 16, "guidance_scale": 2.5, **options}
+    return engine.generate_from_ids([1 + seed % 3, 2] * prompt_length, NEGATIVE, seed=seed, **options)[0]
+
+
+def assert_same(image, other):
+    np.testing.assert_array_equal(image.tokens, other.tokens)
+    np.testing.assert_array_equal(image.log_probs, other.log_probs)
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    with make_engine("cpu") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def device():
+    with make_engine("simulated") as engine:
+        yield engine
+
+
+# ---------------------------------------------------------------- the same images
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"temperature": 0.0},
+        {"top_k": 20, "top_p": 0.9},
+        {"side": 1},
+        {"prompt_length": 150},
+        {"speculation": "jacobi", "draft_window": 4, "temperature": 0.2},
+        {"speculation": "jacobi", "draft_window": 64},
+    ],
+)
+def test_image_is_the_one_that_the_cpu_draws(cpu, device, options):
+    image, expected = draw(device, **options), draw(cpu, **options)
+    assert_same(image, expected)
+    assert image.num_steps == expected.num_steps
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_image_is_the_one_that_the_cpu_draws_in_other_dtypes(dtype):
+    with make_engine("cpu", dtype=dtype) as cpu, make_engine("simulated", dtype=dtype) as device:
+        assert_same(draw(device), draw(cpu))
+
+
+def crowd(engine, count=7):
+    """Images of different lengths, guided and not, with and without guesses, asked for at once."""
+    images, errors = [None] * count, []
+
+    def ask(i):
+        options = [{}, {"guidance_scale": 1.0}, {"speculation": "jacobi", "draft_window": 3}][i % 3]
+        try:
+            images[i] = draw(engine, seed=i, prompt_length=5 + 20 * i, side=3 + i % 4, **options)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    return images
+
+
+def test_images_are_the_same_in_a_crowd_that_comes_and_goes(cpu):
+    with make_engine("simulated", max_pairs=3, prefill_chunk=40) as device:
+        for image, expected in zip(crowd(device), crowd(cpu), strict=True):
+            assert_same(image, expected)
+        assert device.stats()["num_free_blocks"] == device.stats()["num_blocks"]
+
+
+def test_scores_are_those_of_the_cpu(cpu, device):
+    tokens = np.random.default_rng(0).integers(0, CONFIG.num_codes, 300)
+    np.testing.assert_array_equal(device.score_from_ids([1, 2, 3], tokens), cpu.score_from_ids([1, 2, 3], tokens))
+
+
+def test_changed_weights_are_seen():
+    weights = random_weights()
+    with make_engine("simulated", weights) as device:
+        before = draw(device)
+        for name, other in random_weights(1).items():
+            weights[name][...] = other
+        device.weights_changed()
+        after = draw(device)
+    assert (before.tokens != after.tokens).any()
+    with make_engine("cpu", random_weights(1)) as cpu:
+        assert_same(after, draw(cpu))
+
+
+# ---------------------------------------------------------------- the host stays out of the way
+
+
+def test_host_plans_a_batch_once_and_not_every_step(device):
+    before, graphs = device._runner.num_uploads, device._runner.num_graphs
+    image = draw(device, side=15)
+    assert image.num_steps > 220
+    # A prompt in chunks, its last token, and then all of the image; no graph is recorded in the middle of it.
+    assert device._runner.num_uploads - before <= 4
+    assert device._runner.num_graphs <= graphs + 1
+
+
+def test_progress_is_reported_while_the_device_runs_ahead(device):
+    seen = set()
+    draw(device, side=15, on_progress=lambda done, total: seen.add(done))
+    assert 225 in seen
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_cancelled_request_leaves_the_device_to_the_others(cpu, device):
+    class Enough(Exception):
+        pass
+
+    def stop(done, total):
+        raise Enough
+
+    others = []
+    thread = threading.Thread(target=lambda: others.append(draw(device, seed=3, side=15)))
+    thread.start()
+    with pytest.raises(Enough):
+        draw(device, seed=4, side=18, on_progress=stop)
+    thread.join()
+    assert_same(others[0], draw(cpu, seed=3, side=15))
+    assert device.stats()["num_free_blocks"] == device.stats()["num_blocks"]
+
+
+def test_image_without_numbers_does_not_disturb_its_neighbours(cpu):
+    weights = random_weights()
+    weights["model.embed_tokens.weight"][9] = np.nan
+    with make_engine("simulated", weights, max_pairs=2) as device:
+        images = []
+        thread = threading.Thread(target=lambda: images.append(draw(device, seed=5, side=15)))
+        thread.start()
+        with pytest.raises(NumericalError, match="NaN or infinity"):
+            device.generate_from_ids([1, 9], NEGATIVE, height=240, width=240, guidance_scale=2.0)
+        thread.join()
+    assert_same(images[0], draw(cpu, seed=5, side=15))
+
+
+def test_closed_engine_ends_its_requests():
+    engine = make_engine("simulated")
+    failed = []
+
+    def ask():
+        try:
+            draw(engine, side=15)
+        except CancelledError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while engine.stats()["num_steps"] == 0:
+        pass
+    engine.close()
+    thread.join()
+    assert failed
+
+
+@pytest.fixture
+def small_device():
+    """Simulated devices that are opened during the test have 1 MB."""
+    _C.describe_simulated_device(total_memory=1 << 20)
+    yield
+    _C.describe_simulated_device()
+
+
+def test_too_little_memory_says_what_is_needed_and_what_is_there(small_device):
+    weights = random_weights()
+    with pytest.raises(CapacityError, match=r"simulated:1: out of memory"):
+        make_engine("simulated:1", weights, kv_cache_bytes=8 << 20)
+
+
+def test_old_gpu_is_refused_by_its_capability():
+    old = {"name": "Tesla T4", "capability": (7, 5), "driver_version": 13000, "runtime_version": 13000}
+    with pytest.raises(
+        UnsupportedError, match="cuda:0: expected a GPU of compute capability 8.0 or newer, got Tesla T4"
+    ):
+        check_gpu("cuda:0", old)
+
+
+def test_old_driver_is_refused_by_its_version():
+    old = {"name": "NVIDIA A100", "capability": (8, 0), "driver_version": 12040, "runtime_version": 13000}
+    with pytest.raises(UnsupportedError, match="knows CUDA 12.4, this engine was built with 13.0"):
+        check_gpu("cuda:0", old)
+
+
+def test_auto_never_takes_the_simulated_device(monkeypatch, caplog):
+    monkeypatch.setattr(_C, "cuda_devices", lambda: ([], "no device", False))
+    with caplog.at_level("INFO", "simplear_engine"), make_engine("auto") as engine:
+        assert engine.device == "cpu"
+    assert "no GPU (no device): computing on the CPU" in caplog.text
+
+
+def test_auto_refuses_a_gpu_that_does_not_work(monkeypatch):
+    monkeypatch.setattr(_C, "cuda_devices", lambda: ([], "driver too old", True))
+    with pytest.raises(UnsupportedError, match="driver too old"):
+        make_engine("auto")
+
+
+def test_gpu_that_is_not_there_is_named_beside_those_that_are(monkeypatch):
+    h200 = {"name": "NVIDIA H200", "capability": (9, 0), "driver_version": 13000, "runtime_version": 13000}
+    monkeypatch.setattr(_C, "cuda_devices", lambda: ([h200], "", False))
+    with pytest.raises(UnsupportedError, match=r"cuda:3.*expected one of cuda:0 \(NVIDIA H200\)"):
+        make_engine("cuda:3")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", "simulated:", 0, None])
+def test_unknown_device_is_refused(device):
+    with pytest.raises(InvalidRequestError, match="device: expected"):
+        make_engine(device)
+
+
+# ---------------------------------------------------------------- the device itself
+
+
+def test_tensor_comes_back_from_the_device_as_it_went():
+    device = _C.Device("simulated")
+    array = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
+    tensor = device.upload(_C.Tensor.from_numpy(array))
+    assert tensor.device == "simulated:0" and tensor.shape == (3, 7)
+    np.testing.assert_array_equal(device.download(tensor).numpy(), array)
+    with pytest.raises(InvalidRequestError, match="on simulated:0: NumPy sees memory of the host only"):
+        tensor.numpy()
+
+
+def test_op_refuses_a_tensor_of_another_device():
+    device = _C.Device("simulated")
+    program = _C.DeviceProgram(device.driver, _C.ThreadPool(1))
+    fields = {
+        "seed": device.zeros([1], "uint64"), "position": _C.Tensor.zeros([1], "int32"),
+        "noise": device.zeros([1, 7], "float32"), "num_rows": 1, "num_codes": 7,
+    }  # fmt: skip
+    with pytest.raises(InvalidRequestError, match=r"position: expected a tensor on simulated:0, got one on cpu"):
+        program.add("gumbel_noise", _C.chosen_isa(), fields)
+
+
+def test_host_that_touches_device_memory_is_stopped():
+    script = """
+        import ctypes
+        from simplear_engine import _C
+        tensor = _C.Device("simulated").zeros([8], "float32")
+        ctypes.string_at(tensor.address, 4)
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
+    assert process.returncode == -11
