@@ -16,9 +16,10 @@ HEAVY = ("torch", "transformers", "PIL", "tokenizers", "huggingface_hub", "safet
 MAY_INCLUDE = {
     "csrc/core": ("core/",),
     "csrc/cpu": ("core/", "cpu/", "kernels/"),
-    "csrc/cuda": ("core/", "cuda/", "kernels/"),
-    "csrc/bindings": ("core/", "cpu/", "cuda/", "bindings/", "kernels/"),
-    "kernels": ("core/", "kernels/"),
+    "csrc/cuda": ("core/", "cuda/", "simt/", "kernels/"),
+    "csrc/simt": ("core/", "cuda/", "simt/"),
+    "csrc/bindings": ("core/", "cpu/", "cuda/", "simt/", "bindings/", "kernels/"),
+    "kernels": ("core/", "cuda/", "kernels/"),
 }
 PYTHON_HEADERS = ("Python.h", "pybind11/", "numpy/")
 

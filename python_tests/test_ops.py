@@ -45,7 +45,7 @@ def test_declaration_names_the_fields_of_the_struct(name):
 def test_every_op_runs_on_every_instruction_set():
     assert set(IMPLS) == set(OPS)
     for name, impls in IMPLS.items():
-        assert sorted(impls) == sorted(_C.compiled_isas()), name
+        assert set(_C.compiled_isas()) <= set(impls), name
 
 
 def test_wrong_shape_is_named_with_what_was_expected(pool):

@@ -15,6 +15,8 @@
 #include "cpu/isa.h"
 #include "cpu/pack.h"
 #include "cuda/device_program.h"
+#include "cuda/op.h"
+#include "simt/grid.h"
 
 namespace py = pybind11;
 
@@ -158,12 +160,26 @@ void bind_ops(py::module_& m) {
       [] {
         py::dict found;
         for (const OpImpl* op : all_ops()) {
+          if (find_cuda_op(op->op, op->impl) != nullptr) continue;
           if (!found.contains(op->op)) found[op->op] = py::list();
           found[op->op].attr("append")(op->impl);
         }
         return found;
       },
-      "{op: [implementations that were compiled in]}");
+      "{op: [implementations for a CPU that were compiled in]}");
+  m.def(
+      "cuda_op_impls",
+      [] {
+        py::dict found;
+        for (const CudaOp* op : all_cuda_ops()) {
+          if (!found.contains(op->op)) found[op->op] = py::list();
+          found[op->op].attr("append")(op->impl);
+        }
+        return found;
+      },
+      "{op: [\"cuda\", \"simt\"]}: kernels for a GPU, and the same kernels simulated on the host.");
+  m.def("set_simt_seed", &simt::set_schedule_seed, py::arg("seed"),
+        "Chooses the order in which simulated threads and blocks run.");
   m.def("op_fields", [](const std::string& name) {
     py::list names;
     for (const OpImpl* op : all_ops()) {

@@ -1,0 +1,113 @@
+// Rows of activations on their way into a product: RMSNorm if there is one, rounded to the type of the weights.
+//
+// Every block prepares the rows for itself. That is K numbers a row out of the second-level cache, less than handing
+// them over through one more kernel would take. A warp does a row at a time, so its sum of squares has one order.
+#pragma once
+
+#include "kernels/common/product_shape.h"
+#include "kernels/common/skinny_product.cuh"
+
+namespace simplear::SIMPLEAR_GPU {
+
+struct ActivationSource {
+  AnyPtr x;            // [*, K] float32 or bfloat16
+  AnyPtr norm_weight;  // [K] float32 or bfloat16, or null
+  float eps;
+  int32_t k;
+};
+
+// What the kernels assume of K numbers in a row, so that four can be loaded at once wherever K is a multiple of four.
+inline void check_aligned(const AnyPtr& pointer, const char* op, const char* name) {
+  check(reinterpret_cast<uintptr_t>(pointer.data) % 16 == 0, ErrorKind::kInvalidRequest, op, ".", name,
+        ": expected an address that is a multiple of 16");
+}
+
+__device__ inline float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+__device__ inline float4 load4(const uint16_t* from) {
+  const uint2 pairs = *reinterpret_cast<const uint2*>(from);
+  return make_float4(__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+                     __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u));
+}
+
+__device__ inline void store4(float* to, const float4& x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ inline void store4(uint16_t* to, const float4& x) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(to_bfloat16(x.x) | uint32_t{to_bfloat16(x.y)} << 16,
+                                             to_bfloat16(x.z) | uint32_t{to_bfloat16(x.w)} << 16);
+}
+
+// One row, by one warp.
+template <class W, class X, class N>
+__device__ void load_row(const X* x, const N* norm, float eps, int k, W* to) {
+  const int lane = threadIdx.x % 32;
+  const bool by_four = k % 4 == 0;
+  float scale = 1.0f;
+  if (norm != nullptr) {
+    float sum = 0.0f;
+    if (by_four) {
+      for (int i = 4 * lane; i < k; i += 128) {
+        const float4 v = load4(x + i);
+        sum = fmaf(v.x, v.x, sum);
+        sum = fmaf(v.y, v.y, sum);
+        sum = fmaf(v.z, v.z, sum);
+        sum = fmaf(v.w, v.w, sum);
+      }
+    } else {
+      for (int i = lane; i < k; i += 32) sum = fmaf(to_float(x[i]), to_float(x[i]), sum);
+    }
+    scale = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(k) + eps);
+  }
+  if (by_four) {
+    for (int i = 4 * lane; i < k; i += 128) {
+      float4 v = load4(x + i);
+      if (norm != nullptr) {
+        const float4 n = load4(norm + i);
+        v = make_float4(v.x * scale * n.x, v.y * scale * n.y, v.z * scale * n.z, v.w * scale * n.w);
+      }
+      store4(to + i, v);
+    }
+  } else {
+    for (int i = lane; i < k; i += 32) {
+      const float v = to_float(x[i]);
+      store(to + i, norm != nullptr ? v * scale * to_float(norm[i]) : v);
+    }
+  }
+  const int end = static_cast<int>(divide_up(k, kTileColumns<W>)) * kTileColumns<W>;
+  for (int i = k + lane; i < end; i += 32) store(to + i, 0.0f);
+}
+
+// rows(r): row of x that becomes row r, or -1 for one of zeros. The caller synchronizes.
+template <class W, class Rows>
+__device__ void load_activations(const ActivationSource& source, int num_rows, const Rows& rows, W* to) {
+  const int k = source.k;
+  const int64_t stride = activation_stride<W>(k);
+  for (int r = threadIdx.x / 32; r < num_rows; r += kSlices) {
+    const int64_t row = rows(r);
+    W* const at = to + r * stride;
+    if (row < 0) {
+      for (int i = threadIdx.x % 32; i < stride; i += 32) store(at + i, 0.0f);
+      continue;
+    }
+    const auto with_norm = [&](auto* x) {
+      if (source.norm_weight.dtype == DType::kBFloat16)
+        load_row(x, static_cast<const uint16_t*>(source.norm_weight.data), source.eps, k, at);
+      else load_row(x, static_cast<const float*>(source.norm_weight.data), source.eps, k, at);
+    };
+    if (source.x.dtype == DType::kBFloat16) with_norm(static_cast<const uint16_t*>(source.x.data) + row * k);
+    else with_norm(static_cast<const float*>(source.x.data) + row * k);
+  }
+}
+
+// Calls run(std::integral_constant<int, groups>) with as many groups of 8 rows at once as `num_rows` want and shared
+// memory holds. Product<W, groups>: the SkinnyProduct of an op.
+template <template <class, int> class Product, class W, class Run>
+void with_row_groups(int32_t num_rows, int32_t k, const Launcher& launcher, const Run& run) {
+  const int64_t bytes[3] = {Product<W, 1>::shared_bytes(k), Product<W, 2>::shared_bytes(k),
+                            Product<W, 4>::shared_bytes(k)};
+  switch (row_groups(num_rows, static_cast<int64_t>(launcher.max_shared_bytes), bytes)) {
+    case 4: return run(std::integral_constant<int, 4>());
+    case 2: return run(std::integral_constant<int, 2>());
+    default: return run(std::integral_constant<int, 1>());  // where that is too much, launch() says so
+  }
+}
+
+}  // namespace simplear::SIMPLEAR_GPU

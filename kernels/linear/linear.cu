@@ -1,0 +1,75 @@
+// See kernels/common/skinny_product.cuh for how a product is computed. Rows of a step that do not fit in one pass take
+// another one over the same weights, which the second-level cache still holds for most matrices.
+#include "kernels/common/activations.cuh"
+#include "kernels/linear/linear.h"
+
+namespace simplear::SIMPLEAR_GPU {
+namespace {
+
+constexpr int kStages = 16;
+
+template <class W, int kGroups>
+using LinearProduct = SkinnyProduct<W, kGroups, 1, kStages>;
+
+template <class W, int kGroups, class Y>
+__global__ void __launch_bounds__(kProductThreads, 1) multiply(LinearParams p, int groups_per_block) {
+  using Product = LinearProduct<W, kGroups>;
+  allow_next_kernel();
+  const int num_row_tiles = static_cast<int>(divide_up(p.out_features, kTileRows));
+  const int first = blockIdx.x * groups_per_block, count = min(groups_per_block, num_row_tiles - first);
+  const int num_k_tiles = static_cast<int>(divide_up(p.in_features, kTileColumns<W>));
+  Product product({static_cast<const char*>(p.weight.data), num_row_tiles, num_k_tiles, first, count},
+                  dynamic_shared());
+
+  wait_for_previous_kernel();
+  const int first_row = blockIdx.y * Product::kRows, num_rows = min(Product::kRows, p.num_rows - first_row);
+  load_activations(
+      {p.x, p.norm_weight, p.eps, p.in_features}, Product::kRows,
+      [&](int r) { return r < num_rows ? int64_t{first_row} + r : -1; }, product.activations());
+  __syncthreads();
+
+  for (int group = first; group < first + count; ++group) {
+    product.compute(p.in_features);
+    for (int i = threadIdx.x; i < num_rows * Product::kOutputs; i += kProductThreads) {
+      const int row = i / Product::kOutputs, output = i % Product::kOutputs, m = group * Product::kOutputs + output;
+      if (m >= p.out_features) continue;
+      float y = product.sum(row, output);
+      if (p.bias != nullptr) y += p.bias[m];
+      Y* const at = static_cast<Y*>(p.y.data) + int64_t{first_row + row} * p.out_features + m;
+      if (p.accumulate) y += to_float(*at);
+      store(at, y);
+    }
+  }
+}
+
+template <class W, int kGroups>
+void run(const LinearParams& p, Launcher& launcher) {
+  using Product = LinearProduct<W, kGroups>;
+  const int64_t shared = Product::shared_bytes(p.in_features);
+  const ProductBlocks blocks =
+      divide_groups(static_cast<int32_t>(divide_up(p.out_features, kTileRows)), launcher.num_multiprocessors,
+                    static_cast<int32_t>(launcher.max_shared_bytes / shared));
+  const LaunchShape shape{dim3(blocks.num_blocks, divide_up(p.num_rows, Product::kRows)), dim3(kProductThreads),
+                          static_cast<size_t>(shared)};
+  const auto start = [&](auto kernel) { launch(launcher, "linear", kernel, shape, p, blocks.groups_per_block); };
+  if (p.y.dtype == DType::kBFloat16) start(multiply<W, kGroups, uint16_t>);
+  else start(multiply<W, kGroups, float>);
+}
+
+void linear(const LinearParams& p, Launcher& launcher) {
+  if (p.num_rows == 0) return;
+  check_aligned(p.x, "linear", "x");
+  check_aligned(p.norm_weight, "linear", "norm_weight");
+  check_aligned(p.weight, "linear", "weight");
+  if (p.weight.dtype == DType::kFloat32) return run<float, 1>(p, launcher);
+  check(p.weight.dtype == DType::kBFloat16, ErrorKind::kUnsupported,
+        "linear.weight: expected float32 or bfloat16 on a GPU, got ", name_of(p.weight.dtype));
+  with_row_groups<LinearProduct, uint16_t>(p.num_rows, p.in_features, launcher,
+                                           [&](auto groups) { run<uint16_t, groups.value>(p, launcher); });
+}
+
+}  // namespace
+
+SIMPLEAR_CUDA_OP(linear, LinearParams, kLinearFields, linear);
+
+}  // namespace simplear::SIMPLEAR_GPU
