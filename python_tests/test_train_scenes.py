@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("PIL")
 
 from simplear_train.concepts import COLOURS, CONCEPTS
-from simplear_train.emoji_scenes import BACKGROUNDS, SceneMaker, is_held_out, render
+from simplear_train.emoji_scenes import BACKGROUNDS, BALANCED_KINDS, SceneMaker, is_held_out, render
 
 
 class FakeSprites(dict):
@@ -77,6 +77,16 @@ def test_held_out_pairs_never_appear(maker):
     assert not any(is_held_out(s.objects[0].noun, s.objects[1].noun) for s in scenes)
     share = np.mean([is_held_out(a.noun, b.noun) for a in CONCEPTS for b in CONCEPTS])
     assert 0.08 < share < 0.12
+
+
+def test_balanced_scenes_dwell_on_combinations(maker):
+    maker.kinds = BALANCED_KINDS
+    scenes = [maker.scene(i) for i in range(1000)]
+    for kind, share in BALANCED_KINDS.items():
+        assert np.mean([s.kind == kind for s in scenes]) == pytest.approx(share, abs=0.05)
+    for scene in scenes:
+        if scene.kind == "attribution":
+            assert all(p.colour and f"{p.colour} " in scene.caption.lower() for p in scene.objects)
 
 
 def test_objects_stay_inside_and_apart(maker):

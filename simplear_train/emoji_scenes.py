@@ -1,6 +1,7 @@
 """Pictures of emoji with captions that are true by construction.
 
-    python -m simplear_train.emoji_scenes --preset default --sheet scenes.png      look at 64 scenes and their captions
+    python -m simplear_train.emoji_scenes --sheet scenes.png                           64 scenes and their captions
+    python -m simplear_train.emoji_scenes --kinds balanced --prompts prompts.txt       captions alone, for reinforcement
 
 Scene number `index` of a stream `seed` is a pure function of the two, so nothing is stored: every stage renders what
 it needs (about 2,000 scenes/s on one core). A scene is its facts, the picture is drawn from the facts, and so is
@@ -8,12 +9,15 @@ the caption; whoever scores pictures later compares with the facts, not with wor
 
 The distribution is narrow on purpose, so that a model of a few million parameters can learn it in an hour on a CPU:
 sprites exist at two sizes, stand on a grid of eighths (one visual token each), and backgrounds are plain.
-A tenth of the ordered pairs of concepts ("a cat and a dog") is held out, to see later whether pairs compose.
+
+Some facts never occur, so that emojieval can ask for them: a tenth of the ordered pairs of concepts (a cat left of or
+above a dog), a fifth of the counts (three cats), a fifth of the coloured things (a blue car), and a tenth of the
+pairs of two coloured things. Which ones follows from a hash of the words.
 """
 
 import argparse
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,11 @@ COUNT_LAYOUTS = {
 }
 
 
+# What a stream shows, by share. Pretraining learns the things; fine-tuning dwells on how they combine.
+PRETRAINING_KINDS = {"single": 0.46, "colour": 0.14, "count": 0.15, "pair": 0.25}
+BALANCED_KINDS = {"single": 0.12, "colour": 0.10, "count": 0.22, "pair": 0.36, "attribution": 0.20}
+
+
 @dataclass(frozen=True)
 class Placed:
     noun: str
@@ -50,7 +59,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    kind: str  # single, colour, count or pair
+    kind: str  # single, colour, count, pair, or attribution: a pair of two coloured things
     background: str
     objects: tuple[Placed, ...]
     relation: str | None  # of objects[0] to objects[1], for pairs: "left of" or "above"
@@ -62,7 +71,21 @@ def with_article(words: str) -> str:
 
 
 def is_held_out(first: str, second: str) -> bool:
+    """Whether no scene shows `first` left of or above `second`."""
     return zlib.crc32(f"{first}|{second}".encode()) % 10 == 0
+
+
+def is_held_out_count(noun: str, count: int) -> bool:
+    return zlib.crc32(f"{count} of {noun}".encode()) % 5 == 0
+
+
+def is_held_out_colour(noun: str, colour: str) -> bool:
+    return zlib.crc32(f"{colour} {noun}".encode()) % 5 == 0
+
+
+def is_held_out_attribution(coloured: tuple[tuple[str, str], tuple[str, str]]) -> bool:
+    """Of two (noun, colour), in any order and at any place."""
+    return zlib.crc32("|".join(f"{colour} {noun}" for noun, colour in sorted(coloured)).encode()) % 10 == 0
 
 
 def render(scene: Scene, sprites: Sprites, side: int) -> np.ndarray:
@@ -79,12 +102,19 @@ def render(scene: Scene, sprites: Sprites, side: int) -> np.ndarray:
 
 
 class SceneMaker:
-    """Draws scenes. `concepts` shrinks the world for the smoke preset and for tests."""
+    """Draws scenes. `concepts` shrinks the world for the smoke preset and for tests; `kinds` are shares that add up
+    to 1."""
 
-    def __init__(self, seed: int, side: int, cache_dir: Path = DEFAULT_CACHE, concepts: tuple[Concept, ...] = CONCEPTS):
+    def __init__(
+        self, seed: int, side: int, cache_dir: Path = DEFAULT_CACHE, concepts: tuple[Concept, ...] = CONCEPTS,
+        kinds: dict[str, float] = PRETRAINING_KINDS,
+    ):  # fmt: skip
+        if "attribution" in kinds and sum(c.recolour is not None for c in concepts) < 2:
+            raise ValueError("kinds: attribution needs two concepts that may be recoloured")
         self.seed = seed
         self.side = side
         self.concepts = concepts
+        self.kinds = kinds
         self.sprites = load_sprites((LARGE * side // 8, SMALL * side // 8), cache_dir, concepts)
         words = emoji_words(cache_dir)
         self.tags = {icon: words.get(icon.split(":")[1], ()) for c in concepts for icon in c.icons}
@@ -92,62 +122,113 @@ class SceneMaker:
     def scene(self, index: int, wording: int = 0, kind: str | None = None) -> Scene:
         """Scene `index`, described in words number `wording`: same facts, same picture, another caption."""
         rng = np.random.default_rng((self.seed, index))
-        say = np.random.default_rng((self.seed, index, 1 + wording))
-        kind = kind or str(rng.choice(["single", "colour", "count", "pair"], p=[0.46, 0.14, 0.15, 0.25]))
+        kind = kind or str(rng.choice(list(self.kinds), p=list(self.kinds.values())))
         background = str(rng.choice(list(BACKGROUNDS)))
-        build = {"single": self._single, "colour": self._colour, "count": self._count, "pair": self._pair}[kind]
-        objects, relation, caption = build(rng, say)
+        build = {
+            "single": self._single, "colour": self._colour, "count": self._count, "pair": self._pair,
+            "attribution": self._attribution,
+        }[kind]  # fmt: skip
+        objects, relation = build(rng)
+        facts = Scene(kind, background, tuple(objects), relation, "")
+        return replace(facts, caption=self.describe(facts, (self.seed, index, 1 + wording)))
+
+    def describe(self, scene: Scene, seed) -> str:
+        """A caption of the scene's facts. Scenes that differ in one fact get, from one seed, captions that differ in
+        little more."""
+        say = np.random.default_rng(seed)
+        words = {"single": self._say_single, "colour": self._say_single, "count": self._say_count}
+        caption = words.get(scene.kind, self._say_pair)(say, scene)
         if say.random() < 0.10:
-            shade = say.choice(["", "light "]) if background != "white" else ""
-            caption += f" on a {shade}{background} background"
+            shade = say.choice(["", "light "]) if scene.background != "white" else ""
+            caption += f" on a {shade}{scene.background} background"
         if say.random() < 0.1:
             caption = caption[0].upper() + caption[1:]
-        return Scene(kind, background, tuple(objects), relation, caption)
+        return caption
 
     def picture(self, index: int) -> np.ndarray:
         return render(self.scene(index), self.sprites, self.side)
 
-    # One method per kind: facts first, then words that follow from them.
+    # The facts of each kind.
 
-    def _single(self, rng, say):
+    def _single(self, rng):
         concept = self._draw(rng)
-        icon = str(rng.choice(concept.icons))
-        return [self._large(rng, concept.noun, icon, None)], None, self._single_caption(say, concept, icon)
+        return [self._large(rng, concept.noun, str(rng.choice(concept.icons)), None)], None
 
-    def _colour(self, rng, say):
+    def _colour(self, rng):
         concept = self._draw(rng, coloured=True)
-        colour = str(rng.choice(list(COLOURS)))
-        words = f"{colour} {self._name(say, concept)}"
-        noun_phrase = words if concept.is_mass else with_article(words)
-        return [self._large(rng, concept.noun, concept.recolour, colour)], None, self._frame(say, noun_phrase, words)
+        return [self._large(rng, concept.noun, concept.recolour, self._draw_colour(rng, concept))], None
 
-    def _count(self, rng, say):
-        concept = self._draw(rng, countable=True)
-        count = int(rng.integers(2, 5))
-        colour = str(rng.choice(list(COLOURS))) if concept.recolour and rng.random() < 0.3 else None
-        icon = concept.recolour if colour else str(rng.choice(concept.icons))
-        layout = COUNT_LAYOUTS[count]
-        objects = [Placed(concept.noun, icon, colour, x, y, SMALL) for x, y in layout]
-        number = str(count) if say.random() < 0.15 else NUMBER_WORDS[count]
-        plural = f"{colour} {concept.plural}" if colour else concept.plural
-        return objects, None, self._frame(say, f"{number} {plural}", f"{number} {plural}")
-
-    def _pair(self, rng, say):
+    def _count(self, rng):
         while True:
-            concepts = self._draw(rng), self._draw(rng)
-            if concepts[0] is not concepts[1] and not is_held_out(concepts[0].noun, concepts[1].noun):
+            concept, count = self._draw(rng, countable=True), int(rng.integers(2, 5))
+            if not is_held_out_count(concept.noun, count):
+                break
+        colour = self._draw_colour(rng, concept) if concept.recolour and rng.random() < 0.3 else None
+        icon = concept.recolour if colour else str(rng.choice(concept.icons))
+        return [Placed(concept.noun, icon, colour, x, y, SMALL) for x, y in COUNT_LAYOUTS[count]], None
+
+    def _pair(self, rng, coloured: bool = False):
+        while True:
+            concepts = self._draw(rng, coloured), self._draw(rng, coloured)
+            if concepts[0] is concepts[1] or is_held_out(concepts[0].noun, concepts[1].noun):
+                continue
+            colours = [
+                self._draw_colour(rng, c) if c.recolour and (coloured or rng.random() < 0.35) else None
+                for c in concepts
+            ]
+            both = tuple((c.noun, colour) for c, colour in zip(concepts, colours) if colour)
+            if len(both) < 2 or not is_held_out_attribution(both):
                 break
         vertical = rng.random() < 0.25
         places = ((2, 0), (2, 4)) if vertical else ((0, 2), (4, 2))
-        objects, phrases = [], []
-        for concept, (x, y) in zip(concepts, places):
-            colour = str(rng.choice(list(COLOURS))) if concept.recolour and rng.random() < 0.35 else None
+        objects = []
+        for concept, colour, (x, y) in zip(concepts, colours, places):
             icon = concept.recolour if colour else str(rng.choice(concept.icons))
-            words = f"{colour} {self._name(say, concept)}" if colour else self._name(say, concept)
             objects.append(Placed(concept.noun, icon, colour, x, y, SMALL))
-            phrases.append(words if concept.is_mass else with_article(words))
-        first, second = phrases
-        if vertical:
+        return objects, "above" if vertical else "left of"
+
+    def _attribution(self, rng):
+        return self._pair(rng, coloured=True)
+
+    def _draw(self, rng, coloured: bool = False, countable: bool = False) -> Concept:
+        fitting = [c for c in self.concepts if (c.recolour or not coloured) and not (countable and c.is_mass)]
+        return fitting[rng.integers(len(fitting))]
+
+    def _draw_colour(self, rng, concept: Concept) -> str:
+        return str(rng.choice([colour for colour in COLOURS if not is_held_out_colour(concept.noun, colour)]))
+
+    def _large(self, rng, noun, icon, colour) -> Placed:
+        # Two thirds stand in the middle; the rest one token off in any direction.
+        x, y = (1, 1) if rng.random() < 0.67 else (int(i) for i in rng.integers(0, 3, 2))
+        return Placed(noun, icon, colour, x, y, LARGE)
+
+    # The words for each kind.
+
+    def _say_single(self, say, scene: Scene) -> str:
+        placed = scene.objects[0]
+        concept = self._concept(placed)
+        if placed.colour is None:
+            label, tags = placed.icon.split(":")[1].replace("-", " "), self.tags[placed.icon]
+            draw = say.random()
+            if draw < 0.06 and tags:
+                picked = [str(t) for t in say.permutation(tags)[:2]]
+                return ", ".join([concept.noun, *picked])
+            if draw < 0.10 and placed.icon.startswith("noto:"):
+                return label
+        words = self._name(say, placed)
+        return self._frame(say, words if concept.is_mass else with_article(words), words)
+
+    def _say_count(self, say, scene: Scene) -> str:
+        count, placed = len(scene.objects), scene.objects[0]
+        number = str(count) if say.random() < 0.15 else NUMBER_WORDS[count]
+        plural = self._concept(placed).plural
+        words = f"{number} {placed.colour} {plural}" if placed.colour else f"{number} {plural}"
+        return self._frame(say, words, words)
+
+    def _say_pair(self, say, scene: Scene) -> str:
+        names = [(self._concept(placed), self._name(say, placed)) for placed in scene.objects]
+        first, second = (name if concept.is_mass else with_article(name) for concept, name in names)
+        if scene.relation == "above":
             choice = say.choice(["{0} above {1}", "{1} below {0}", "{0} on top of {1}", "{1} under {0}"])
         elif say.random() < 0.6:
             # "and" names the left one first, as a reader would.
@@ -158,33 +239,18 @@ class SceneMaker:
             )
         caption = str(choice).format(first, second)
         if say.random() < 0.1:
-            caption = "a picture of " + caption
-        return objects, "above" if vertical else "left of", caption
+            caption = str(say.choice(["a picture of ", "a photo of "])) + caption
+        return caption
 
-    def _draw(self, rng, coloured: bool = False, countable: bool = False) -> Concept:
-        fitting = [c for c in self.concepts if (c.recolour or not coloured) and not (countable and c.is_mass)]
-        return fitting[rng.integers(len(fitting))]
+    def _concept(self, placed: Placed) -> Concept:
+        return next(c for c in self.concepts if c.noun == placed.noun)
 
-    def _large(self, rng, noun, icon, colour) -> Placed:
-        # Two thirds stand in the middle; the rest one token off in any direction.
-        x, y = (1, 1) if rng.random() < 0.67 else (int(i) for i in rng.integers(0, 3, 2))
-        return Placed(noun, icon, colour, x, y, LARGE)
-
-    def _name(self, say, concept: Concept) -> str:
-        if concept.synonyms and say.random() < 0.2:
-            return str(say.choice(concept.synonyms))
-        return concept.noun
-
-    def _single_caption(self, say, concept: Concept, icon: str) -> str:
-        label, tags = icon.split(":")[1].replace("-", " "), self.tags[icon]
-        draw = say.random()
-        if draw < 0.06 and tags:
-            picked = [str(t) for t in say.permutation(tags)[:2]]
-            return ", ".join([concept.noun, *picked])
-        if draw < 0.10 and icon.startswith("noto:"):
-            return label
-        words = self._name(say, concept)
-        return self._frame(say, words if concept.is_mass else with_article(words), words)
+    def _name(self, say, placed: Placed) -> str:
+        """The noun or another word for it, with its colour."""
+        concept = self._concept(placed)
+        other = say.random() < 0.2
+        name = str(say.choice(concept.synonyms)) if concept.synonyms and other else concept.noun
+        return f"{placed.colour} {name}" if placed.colour else name
 
     def _frame(self, say, noun_phrase: str, bare: str) -> str:
         frames = ["{0}", "{1}", "a picture of {0}", "an image of {0}", "a photo of {0}", "a drawing of {0}", "{0}."]
@@ -213,10 +279,25 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, required=True)
+    parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
+    parser.add_argument("--sheet", type=Path, help="picture to write, of 64 scenes")
+    parser.add_argument("--prompts", type=Path, help="text to write, one caption a line, none twice")
+    parser.add_argument("--num-prompts", type=int, default=4000)
     args = parser.parse_args()
+    if not (args.sheet or args.prompts):
+        parser.error("expected --sheet or --prompts")
     preset = PRESETS[args.preset]
-    sheet(SceneMaker(args.seed, preset.tokenizer.image_side, args.cache_dir, concepts_of(preset)), 64).save(args.sheet)
+    kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
+    maker = SceneMaker(args.seed, preset.tokenizer.image_side, args.cache_dir, concepts_of(preset), kinds)
+    if args.sheet:
+        sheet(maker, 64).save(args.sheet)
+    if args.prompts:
+        captions: dict[str, None] = {}
+        for index in range(20 * args.num_prompts):
+            captions[maker.scene(index).caption] = None
+            if len(captions) == args.num_prompts:
+                break
+        args.prompts.write_text("".join(f"{caption}\n" for caption in captions))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m simplear_train.extract_tokens --preset default --tokenizer runs/tokenizer/tokenizer.safetensors \\
         --out runs/tokens
     torchrun --standalone --nproc-per-node 2 -m simplear_train.extract_tokens ...       the same, in parallel
+    python -m simplear_train.extract_tokens --kinds balanced --seed 500 ...             other scenes, for fine-tuning
 
 Writes OUT/train and OUT/validation, folders of token shards (token_shards.py) with several wordings for each scene. The
 processes take turns over shards, and a shard already there is kept, so a killed extraction goes on where it was.
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .emoji_scenes import SceneMaker
+from .emoji_scenes import BALANCED_KINDS, PRETRAINING_KINDS, SceneMaker
 from .image_tokenizer import load_image_tokenizer
 from .parallel import ALONE, Share, join_peers
 from .presets import PRESETS, Preset, concepts_of
@@ -30,8 +31,9 @@ SCENES_PER_SHARD = 2048
 
 @torch.no_grad()
 def extract(
-    preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = ALONE
-) -> None:
+    preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = ALONE,
+    kinds: dict[str, float] = PRETRAINING_KINDS,
+) -> None:  # fmt: skip
     tokenizer = load_image_tokenizer(tokenizer_path).to(device)
     out.mkdir(parents=True, exist_ok=True)
     splits = {
@@ -39,7 +41,7 @@ def extract(
         "validation": (preset.seed + VALIDATION_SEED_OFFSET, preset.pretrain.num_validation_scenes),
     }
     for split, (seed, num_scenes) in splits.items():
-        maker = SceneMaker(seed, preset.tokenizer.image_side, cache_dir, concepts_of(preset))
+        maker = SceneMaker(seed, preset.tokenizer.image_side, cache_dir, concepts_of(preset), kinds)
         num_shards = -(-num_scenes // SCENES_PER_SHARD)
         for number in tqdm(range(share.rank, num_shards, share.world_size), desc=split, disable=not share.is_first):
             if (out / split / f"shard-{number:05d}.safetensors").exists():
@@ -65,13 +67,18 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.safetensors of train_tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--num-scenes", type=int, help="instead of the preset's number")
+    parser.add_argument("--seed", type=int, help="of the scenes, instead of the preset's")
+    parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     preset = PRESETS[args.preset]
     if args.num_scenes:
         preset = replace(preset, pretrain=replace(preset.pretrain, num_scenes=args.num_scenes))
-    extract(preset, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device))
+    if args.seed is not None:
+        preset = replace(preset, seed=args.seed)
+    kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
+    extract(preset, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), kinds)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ import numpy as np
 from simplear_engine.errors import InvalidRequestError, SimplearError
 
 # Short name -> "module:class"; add a line beside the module that you add.
-REWARDS: dict[str, str] = {}
+REWARDS: dict[str, str] = {
+    "emoji_clip": "simplear_train.rewards.emoji_clip:EmojiClipReward",
+    "clip": "simplear_train.rewards.clip:ClipReward",
+    "open_clip": "simplear_train.rewards.clip:OpenClipReward",
+    "hpsv2": "simplear_train.rewards.clip:HpsV2Reward",
+    "aesthetic": "simplear_train.rewards.aesthetic:AestheticReward",
+    "ocr": "simplear_train.rewards.ocr:OcrReward",
+    "detector": "simplear_train.rewards.object_count:DetectorReward",
+    "http": "simplear_train.rewards.http_service:HttpReward",
+}
 
 _log = logging.getLogger(__name__)
 
