@@ -16,6 +16,8 @@ __device__ inline void allow_next_kernel() {
 __device__ inline void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif !defined(__CUDACC__)
+  note_wait_for_previous_kernel();
 #endif
 }
 
@@ -109,6 +111,37 @@ __device__ inline void multiply_add_bf16(float (&c)[4], uint32_t a0, uint32_t a1
 #else
   const MmaOperands own{{c[0], c[1], c[2], c[3]}, {a0, a1, a2, a3}, {b0, b1}};
   meet_in_warp(&own, sizeof(own), c, sizeof(c), &multiply_in_warp, nullptr, Place::current());
+#endif
+}
+
+// Four matrices of 8 x 8 numbers of 16 bits out of shared memory, each transposed: row i % 8 of matrix i / 8 is the 16
+// bytes that lane i points to, and of matrix m lane 4 g + t gets column g of rows 2 t and 2 t + 1.
+__device__ inline void load_transposed(uint32_t (&to)[4], const void* row) {
+#if defined(__CUDACC__)
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+#else
+  meet_in_warp(
+      &row, sizeof(row), to, sizeof(to),
+      [](const char (*in)[kExchangeBytes], char (*out)[kExchangeBytes], const void*) {
+        uint16_t matrices[32][8];
+        for (int lane = 0; lane < kWarpSize; ++lane) {
+          const void* from;
+          std::memcpy(&from, in[lane], sizeof(from));
+          std::memcpy(matrices[lane], from, 16);
+        }
+        for (int lane = 0; lane < kWarpSize; ++lane) {
+          const int g = lane / 4, t = lane % 4;
+          uint32_t own[4];
+          for (int m = 0; m < 4; ++m)
+            own[m] = matrices[8 * m + 2 * t][g] | uint32_t{matrices[8 * m + 2 * t + 1][g]} << 16;
+          std::memcpy(out[lane], own, sizeof(own));
+        }
+      },
+      nullptr, Place::current());
 #endif
 }
 

@@ -64,6 +64,9 @@ void meet_in_block(const Place& place);
 [[noreturn]] void fail_in_kernel(const char* what, const Place& place);
 // The dynamic shared memory of the block.
 char* shared_memory_of_block();
+// griddepcontrol.wait: every thread has to come by, or the kernel after the next one could overtake this one's
+// predecessor.
+void note_wait_for_previous_kernel();
 
 // cp.async: a copy happens when somebody waits for it and not before, so that a wait that is missing shows.
 void copy_async(void* to, const void* from, size_t bytes);
@@ -152,6 +155,7 @@ inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline int32_t __float_as_int(float x) { return std::bit_cast<int32_t>(x); }
 inline float __int_as_float(int32_t x) { return std::bit_cast<float>(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 

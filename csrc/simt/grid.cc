@@ -29,6 +29,7 @@ struct Thread {
   uint3 index;
   enum { kReady, kAtBarrier, kInWarp, kReturned } state;
   Place place;
+  bool has_waited;  // for the previous kernel
   // Asynchronous copies that nobody has waited for.
   struct Copy {
     void* to;
@@ -111,6 +112,7 @@ uint64_t schedule_seed = 0;
 
 void run_thread() {
   grid.thread(grid.body);
+  if (!grid.current->has_waited) grid.fail_here("returned without having waited for the previous kernel");
   grid.current->state = Thread::kReturned;
   ++grid.num_returned;
   for (;;) grid.pause();
@@ -148,6 +150,7 @@ void report_deadlock() {
 void run_block(Random& random, std::vector<uint32_t>& order) {
   for (Thread& t : grid.threads) {
     t.state = Thread::kReady;
+    t.has_waited = false;
     t.copies.clear();
     t.num_groups = 0;
     t.fiber.start(&run_thread);
@@ -235,6 +238,8 @@ void wait_for_copies(int num_groups_left) {
     self.copies.pop_front();
   }
 }
+
+void note_wait_for_previous_kernel() { grid.current->has_waited = true; }
 
 char* shared_memory_of_block() { return grid.shared.get(); }
 

@@ -3,6 +3,7 @@
 #include "kernels/common/split_attention.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/paged_attention/paged_attention.h"
+#include "kernels/paged_attention/tensor_core_attention.cuh"
 
 namespace simplear::SIMPLEAR_GPU {
 namespace {
@@ -80,21 +81,35 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
   }
 }
 
+template <int kDim>
+__global__ void __launch_bounds__(kAttentionThreads, 1)
+    attend_on_tensor_cores(PagedAttentionParams p, Partials partials, int32_t* counters, int num_parts) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  TensorCoreAttention<kDim>::attend(p, partials, counters, num_parts);
+}
+
 void paged_attention(const PagedAttentionParams& p, Launcher& launcher) {
   if (p.num_tokens == 0 || p.num_seqs == 0) return;
+  const bool has_tensor_cores = p.k_cache.dtype == DType::kBFloat16 && (p.head_dim == 64 || p.head_dim == 128);
+  const int batch = has_tensor_cores ? TensorCoreAttention<64>::kRows : kAttentionWarps;
   const int64_t rows_per_seq = divide_up(int64_t{p.num_tokens} * (p.num_heads / p.num_kv_heads), p.num_seqs);
-  const int num_parts = static_cast<int>(std::clamp<int64_t>(divide_up(rows_per_seq, kAttentionWarps), 1, 32));
+  const int num_parts = static_cast<int>(std::clamp<int64_t>(divide_up(rows_per_seq, batch), 1, 32));
   const int64_t max_splits = divide_up(p.max_blocks_per_seq, kSplitBlocks);
   const Partials partials{launcher.workspace<float>(Partials::floats(p, max_splits)), max_splits};
   int32_t* const counters = launcher.counters(static_cast<size_t>(p.num_seqs) * p.num_kv_heads * num_parts);
-  const LaunchShape shape{dim3(max_splits, p.num_kv_heads, p.num_seqs * num_parts), dim3(kAttentionThreads),
-                          kAttentionWarps * kSplitKeys * sizeof(float) + 16};
-  const auto run = [&](auto kernel) {
+  const auto run = [&](auto kernel, size_t shared_bytes) {
+    const LaunchShape shape{dim3(max_splits, p.num_kv_heads, p.num_seqs * num_parts), dim3(kAttentionThreads),
+                            shared_bytes};
     launch(launcher, "paged_attention", kernel, shape, p, partials, counters, num_parts);
   };
-  if (p.k_cache.dtype == DType::kInt8) run(attend_split<int8_t>);
-  else if (p.k_cache.dtype == DType::kBFloat16) run(attend_split<uint16_t>);
-  else run(attend_split<float>);
+  if (has_tensor_cores && p.head_dim == 64)
+    return run(attend_on_tensor_cores<64>, sizeof(TensorCoreAttention<64>::Shared));
+  if (has_tensor_cores) return run(attend_on_tensor_cores<128>, sizeof(TensorCoreAttention<128>::Shared));
+  constexpr size_t kShared = kAttentionWarps * kSplitKeys * sizeof(float) + 16;
+  if (p.k_cache.dtype == DType::kInt8) run(attend_split<int8_t>, kShared);
+  else if (p.k_cache.dtype == DType::kBFloat16) run(attend_split<uint16_t>, kShared);
+  else run(attend_split<float>, kShared);
 }
 
 }  // namespace

@@ -1,0 +1,203 @@
+// Attention over a bfloat16 cache on tensor cores: 16 query rows (queries x heads of a group) against a split of 128
+// keys.
+//
+// A block copies keys and values of the split to shared memory once and takes all its rows through them. Scores are
+// shared out by keys, a cache block of 16 to each of 8 warps; the weighted sums by columns of the values, so that
+// nothing but maxima and sums of rows crosses warps. The cache lies as mma.m16n8k16 wants it after one transposing
+// ldmatrix: a key block is [head_dim, 16], a value block [16, head_dim].
+//
+// Queries and weights are float32; each is taken as the sum of two bfloat16 numbers, which costs a second product and
+// keeps some 16 bits. At decode the products are a small part of what reading keys and values takes.
+#pragma once
+
+#include "kernels/common/split_attention.cuh"
+
+namespace simplear::SIMPLEAR_GPU {
+
+template <int kDim>
+struct TensorCoreAttention {
+  static constexpr int kRows = 16;
+  static constexpr int kSteps = kDim / 16;                     // products along a head
+  static constexpr int kTiles = kDim / (8 * kAttentionWarps);  // tiles of 8 columns of the values for each warp
+  static constexpr int kValueStride = kDim + 8;                // rows of 16-byte pieces that meet different banks
+  static constexpr int kWeightStride = kSplitKeys + 8;         // likewise
+  static_assert(kSplitBlocks == kAttentionWarps && kTiles >= 1);
+
+  struct Shared {
+    uint16_t keys[kSplitBlocks][kDim][kKvBlockSize];
+    uint16_t values[kSplitKeys][kValueStride];
+    uint16_t weights[2][kRows][kWeightStride];  // high and low parts
+    float maxima[kAttentionWarps][kRows], sums[kAttentionWarps][kRows];
+    int32_t flag;
+  };
+
+  // high + low, each in bfloat16, of two numbers.
+  __device__ static void split(float x, float y, uint32_t& high, uint32_t& low) {
+    const uint16_t high_x = to_bfloat16(x), high_y = to_bfloat16(y);
+    high = high_x | uint32_t{high_y} << 16;
+    low = to_bfloat16(x - to_float(high_x)) | uint32_t{to_bfloat16(y - to_float(high_y))} << 16;
+  }
+
+  // Sends for the keys and values of the split: keys are one group of copies, values the next.
+  __device__ static void fetch(const PagedAttentionParams& p, const AttentionShare& share, int num_keys, Shared& s) {
+    const int32_t* table = p.block_table + int64_t{share.seq} * p.max_blocks_per_seq + share.split * kSplitBlocks;
+    const int num_blocks = static_cast<int>(divide_up(num_keys, kKvBlockSize));
+    constexpr int kPieces = kDim * kKvBlockSize / 8;  // of 16 bytes in a cache block
+    const auto block_of = [&](int i) {
+      return (int64_t{table[i / kPieces]} * p.num_kv_heads + share.group) * (kDim * kKvBlockSize) + i % kPieces * 8;
+    };
+    const uint16_t* keys = static_cast<const uint16_t*>(p.k_cache.data);
+    for (int i = threadIdx.x; i < num_blocks * kPieces; i += kAttentionThreads)
+      copy_async_16(&s.keys[0][0][0] + i * 8, keys + block_of(i));
+    commit_async_copies();
+    const uint16_t* values = static_cast<const uint16_t*>(p.v_cache.data);
+    for (int i = threadIdx.x; i < num_blocks * kPieces; i += kAttentionThreads) {
+      const int key = i / (kDim / 8), column = i % (kDim / 8) * 8;
+      if (key < num_keys) copy_async_16(&s.values[key][column], values + block_of(i));
+    }
+    commit_async_copies();
+    // A weight of zero times what the cache holds behind the context, which may be anything, has to be zero.
+    for (int i = num_keys * kDim + threadIdx.x; i < kSplitKeys * kDim; i += kAttentionThreads)
+      s.values[i / kDim][i % kDim] = 0;
+  }
+
+  __device__ static void attend(const PagedAttentionParams& p, const Partials& partials, int32_t* counters,
+                                int num_parts) {
+    const AttentionShare share(p, num_parts);
+    if (!share.has_work(kRows)) return;
+    Shared& s = *reinterpret_cast<Shared*>(dynamic_shared());
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int first_key = share.split * kSplitKeys, num_keys = min(share.context - first_key, kSplitKeys);
+    fetch(p, share, num_keys, s);
+    wait_for_async_copies<1>();
+    __syncthreads();
+
+    for (int first = share.part * kRows; first < share.num_rows(); first += num_parts * kRows) {
+      // This thread's two rows of the batch; rows behind the last take the last one's place and write nothing.
+      int row[2], count[2];
+      int64_t out_row[2];
+      for (int i = 0; i < 2; ++i) {
+        row[i] = min(first + g + 8 * i, share.num_rows() - 1);
+        count[i] = share.num_keys(row[i]) - first_key;
+        out_row[i] = share.row_of_output(p, row[i]);
+      }
+
+      float scores[2][4] = {};  // tiles of 8 keys; as c of multiply_add_bf16
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t high[4], low[4], keys[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* q = p.q + out_row[i % 2] * kDim + 16 * step + 8 * (i / 2) + 2 * t;
+          const float2 pair = *reinterpret_cast<const float2*>(q);
+          split(pair.x, pair.y, high[i], low[i]);
+        }
+        load_transposed(keys, &s.keys[warp][16 * step + lane % 16][lane / 16 * 8]);
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          multiply_add_bf16(scores[tile], high[0], high[1], high[2], high[3], keys[2 * tile], keys[2 * tile + 1]);
+          multiply_add_bf16(scores[tile], low[0], low[1], low[2], low[3], keys[2 * tile], keys[2 * tile + 1]);
+        }
+      }
+
+      const float scale = p.scale * 1.44269504f;  // scores to base 2
+      float highest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int key = warp * kKvBlockSize + 8 * tile + 2 * t + i % 2;
+          scores[tile][i] = key < count[i / 2] ? scores[tile][i] * scale : -INFINITY;
+          highest[i / 2] = fmaxf(highest[i / 2], scores[tile][i]);
+        }
+      for (int i = 0; i < 2; ++i) {
+        highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffffu, highest[i], 1));
+        highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffffu, highest[i], 2));
+        if (t == 0) s.maxima[warp][g + 8 * i] = highest[i];
+      }
+      __syncthreads();
+
+      float sum[2] = {};
+      for (int i = 0; i < 2; ++i) {
+        highest[i] = s.maxima[0][g + 8 * i];
+        for (int w = 1; w < kAttentionWarps; ++w) highest[i] = fmaxf(highest[i], s.maxima[w][g + 8 * i]);
+      }
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile)
+        for (int i = 0; i < 2; ++i) {
+          // A row without keys in this split has weights of zero, and nobody looks at what comes of it.
+          const float top = count[i] > 0 ? highest[i] : 0.0f;
+          const float a = exp2f(scores[tile][2 * i] - top), b = exp2f(scores[tile][2 * i + 1] - top);
+          sum[i] += a + b;
+          uint32_t high, low;
+          split(a, b, high, low);
+          const int key = warp * kKvBlockSize + 8 * tile + 2 * t;
+          *reinterpret_cast<uint32_t*>(&s.weights[0][g + 8 * i][key]) = high;
+          *reinterpret_cast<uint32_t*>(&s.weights[1][g + 8 * i][key]) = low;
+        }
+      for (int i = 0; i < 2; ++i) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+        if (t == 0) s.sums[warp][g + 8 * i] = sum[i];
+      }
+      wait_for_async_copies<0>();
+      __syncthreads();
+
+      for (int i = 0; i < 2; ++i) {
+        sum[i] = s.sums[0][g + 8 * i];
+        for (int w = 1; w < kAttentionWarps; ++w) sum[i] += s.sums[w][g + 8 * i];
+      }
+      float attended[kTiles][4] = {};
+#pragma unroll
+      for (int pair = 0; pair < kSplitBlocks / 2; ++pair) {  // of blocks of 16 keys
+        uint32_t weights[2][2][4];                           // [high, low][block]
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            weights[part][i / 4][i % 4] = *reinterpret_cast<const uint32_t*>(
+                &s.weights[part][g + 8 * (i % 2)][32 * pair + 16 * (i / 4) + 8 * (i % 4 / 2) + 2 * t]);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t values[4];
+          load_transposed(values, &s.values[32 * pair + lane][(tile * kAttentionWarps + warp) * 8]);
+#pragma unroll
+          for (int block = 0; block < 2; ++block)
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+              const uint32_t (&w)[4] = weights[part][block];
+              multiply_add_bf16(attended[tile], w[0], w[1], w[2], w[3], values[2 * block], values[2 * block + 1]);
+            }
+        }
+      }
+
+      for (int i = 0; i < 2; ++i) {
+        if (first + g + 8 * i >= share.num_rows() || count[i] <= 0) continue;
+        const bool is_only_split = share.num_keys(row[i]) <= kSplitKeys;
+        float* const to = partials.at(p, out_row[i], share.split);
+        for (int tile = 0; tile < kTiles; ++tile)
+          for (int j = 0; j < 2; ++j) {
+            const int column = (tile * kAttentionWarps + warp) * 8 + 2 * t + j;
+            const float value = attended[tile][2 * i + j];
+            if (is_only_split) write_attended(p, out_row[i] * kDim + column, value / sum[i]);
+            else to[2 + column] = value;
+          }
+        if (!is_only_split && warp == 0 && t == 0) {
+          to[0] = highest[i];
+          to[1] = sum[i];
+        }
+      }
+    }
+
+    if (share.num_splits == 1) return;
+    int32_t* const counter = counters + (int64_t{share.seq} * p.num_kv_heads + share.group) * num_parts + share.part;
+    if (!is_last_block(counter, share.num_splits, &s.flag)) return;
+    for (int first = share.part * kRows; first < share.num_rows(); first += num_parts * kRows)
+      for (int row = first + warp; row < min(first + kRows, share.num_rows()); row += kAttentionWarps) {
+        const int splits = static_cast<int>(divide_up(share.num_keys(row), kSplitKeys));
+        if (splits > 1) merge_splits(p, partials, share.row_of_output(p, row), splits);
+      }
+  }
+};
+
+}  // namespace simplear::SIMPLEAR_GPU
