@@ -72,11 +72,13 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none.
+    updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
 
     rollout: RolloutConfig
     rewards: tuple[RewardConfig, ...]
     start: str = "default"
+    image_tokenizer: str | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     objective_guidance: float = 1.0
     updates: int = 1
@@ -354,7 +356,7 @@ class Grpo:
 
 
 def grpo(config: GrpoConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
-    folder = from_folder(config.start)
+    folder = from_folder(config.start, config.image_tokenizer)
     reference = copy.deepcopy(folder.model).requires_grad_(False).to(device) if config.objective.beta else None
 
     def stage(share: Share) -> Grpo:

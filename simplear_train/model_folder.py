@@ -86,8 +86,9 @@ def load_model(folder: Path) -> Qwen2Model:
     return _model(checkpoint.model, {n: _tensor(t) for n, t in checkpoint.tensors.items()})
 
 
-def from_folder(name: str) -> ModelFolder:
-    """From a folder that draws, SimpleAR's or our own, or from "default", the embedded model."""
+def from_folder(name: str, image_tokenizer: str | None = None) -> ModelFolder:
+    """From a folder that draws, SimpleAR's or our own, or from "default", the embedded model. `image_tokenizer`: the folder
+    to use instead of its vq/."""
     folder = resolve(name)
     checkpoint = load_checkpoint(folder)
     names = (*TOKENIZER_FILES, "generation_config.json", "NOTICE")
@@ -97,7 +98,7 @@ def from_folder(name: str) -> ModelFolder:
         defaults=checkpoint.defaults,
         config_json=read_json_object(folder / "config.json"),
         files={name: (folder / name).read_bytes() for name in names if (folder / name).exists()},
-        image_tokenizer=checkpoint.image_tokenizer_path,
+        image_tokenizer=checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer),
     )
 
 

@@ -18,17 +18,18 @@ from .run import main_of, run_stage
 
 @dataclass(frozen=True)
 class SftConfig:
-    """start: a model folder, a hub id or "default"."""
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none."""
 
     data: DataConfig
     start: str = "default"
+    image_tokenizer: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 def sft(config: SftConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
-    folder = from_folder(config.start)
+    folder = from_folder(config.start, config.image_tokenizer)
     return run_stage(
         lambda share: NextToken("sft", folder, config.data, config.loss, config.sample, config.loop, out, device, share),
         folder, config, out, device, resume, stop_at,
