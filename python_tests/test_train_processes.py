@@ -14,10 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+from test_train_resume import assert_equal_states, config_for, losses_of
+
 from simplear_train.checkpoint import load_checkpoint
 from simplear_train.config_file import to_toml
 from simplear_train.pretrain import pretrain
-from test_train_resume import assert_equal_states, config_for, losses_of
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

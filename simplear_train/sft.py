@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .loop import LoopConfig
+from .lora import LoraConfig
 from .model_folder import from_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .run import main_of, run_stage
@@ -23,6 +24,7 @@ class SftConfig:
     data: DataConfig
     start: str = "default"
     image_tokenizer: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -30,6 +32,7 @@ class SftConfig:
 
 def sft(config: SftConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
     folder = from_folder(config.start, config.image_tokenizer)
+    folder.lora = config.lora
     return run_stage(
         lambda share: NextToken("sft", folder, config.data, config.loss, config.sample, config.loop, out, device, share),
         folder, config, out, device, resume, stop_at,
