@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,9 @@ from test_train_resume import assert_equal_states, config_for, losses_of
 
 from simplear_train.checkpoint import load_checkpoint
 from simplear_train.config_file import to_toml
+from simplear_train.grpo import grpo
 from simplear_train.pretrain import pretrain
+from test_train_grpo import config_for as grpo_config_for
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -58,35 +61,57 @@ import sys
 from pathlib import Path
 
 from simplear_train.config_file import read_config
+from simplear_train.grpo import GrpoConfig, grpo
 from simplear_train.pretrain import PretrainConfig, pretrain
 
-for config in map(Path, sys.argv[1:]):
-    pretrain(read_config(PretrainConfig, config), config.with_suffix(""), "cpu")
+for path in map(Path, sys.argv[1:]):
+    schema, stage = (GrpoConfig, grpo) if path.stem.startswith("grpo") else (PretrainConfig, pretrain)
+    stage(read_config(schema, path), path.with_suffix(""), "cpu")
 """
 
 
-def test_two_processes_give_the_curve_of_one_whole_or_sharded(tmp_path):
-    config = config_for(tmp_path, steps=6, validate_every=3, save_every=100)
-    pretrain(config, tmp_path / "one", "cpu")
+def run_by_two_processes(tmp_path, configs: dict) -> None:
+    """One start for all of them, because starting is what takes the time."""
     (tmp_path / "spread.py").write_text(SPREAD)
-    for sharding in ("none", "fsdp2"):
-        spread = replace(config, loop=replace(config.loop, sharding=sharding))
-        (tmp_path / f"{sharding}.toml").write_text(to_toml(spread))
-    # One start for both, because starting is what takes the time.
+    for name, config in configs.items():
+        (tmp_path / f"{name}.toml").write_text(to_toml(config))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    configs = [str(tmp_path / f"{sharding}.toml") for sharding in ("none", "fsdp2")]
     ended = subprocess.run(
-        [*torchrun, str(tmp_path / "spread.py"), *configs], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+        [*torchrun, str(tmp_path / "spread.py"), *(str(tmp_path / f"{name}.toml") for name in configs)],
+        env={**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
-    for sharding in ("none", "fsdp2"):
-        assert losses_of(tmp_path / sharding) == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4)
-        assert validations_of(tmp_path / sharding) == pytest.approx(validations_of(tmp_path / "one"), abs=1e-4)
+
+
+def test_two_processes_give_the_curve_of_one_whole_or_sharded(tmp_path, tiny_checkpoint):
+    config = config_for(tmp_path, steps=6, validate_every=3, save_every=100)
+    rollouts = grpo_config_for(tmp_path, tiny_checkpoint, loop={"steps": 3})
+    pretrain(config, tmp_path / "one", "cpu")
+    grpo(rollouts, tmp_path / "grpo-one", "cpu")
+    sharded = {"sharding": "fsdp2"}
+    run_by_two_processes(
+        tmp_path,
+        {
+            "whole": config, "sharded": replace(config, loop=replace(config.loop, **sharded)),
+            "grpo-whole": rollouts, "grpo-sharded": replace(rollouts, loop=replace(rollouts.loop, **sharded)),
+        },
+    )  # fmt: skip
+    for name in ("whole", "sharded"):
+        assert losses_of(tmp_path / name) == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4)
+        assert validations_of(tmp_path / name) == pytest.approx(validations_of(tmp_path / "one"), abs=1e-4)
+        # Every process draws its own groups, from whole copies where parameters are sharded: the same pictures.
+        for key in ("loss", "reward", "kl", "diversity"):
+            ours, theirs = (values_of(tmp_path / f"grpo-{run}", key) for run in (name, "one"))
+            assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4) and len(theirs) == 3
     # What two processes saved, one can go on with.
-    pretrain(replace(config, loop=replace(config.loop, steps=8)), tmp_path / "fsdp2", "cpu", resume=True)
-    assert load_checkpoint(tmp_path / "fsdp2" / "checkpoint.pt")["step"] == 8
+    pretrain(replace(config, loop=replace(config.loop, steps=8)), tmp_path / "sharded", "cpu", resume=True)
+    assert load_checkpoint(tmp_path / "sharded" / "checkpoint.pt")["step"] == 8
+
+
+def values_of(run, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
 
 
 def validations_of(run) -> list[float]:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [row["validation"] for row in rows if "validation" in row]
+    return values_of(run, "validation")
