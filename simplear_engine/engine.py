@@ -376,8 +376,9 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
-        request.draft_window = sampling.draft_window
-        request.adapts_window = sampling.adapts_window
+        # A device runs ahead of the host, which is what chooses windows; there "auto" draws one code a step.
+        request.adapts_window = sampling.adapts_window and self.device == "cpu"
+        request.draft_window = 1 if sampling.adapts_window and self.device != "cpu" else sampling.draft_window
         request.draft_source = sampling.draft_source
         request.grid_width = sampling.grid[1]
         return request
