@@ -3,7 +3,7 @@
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu cuda-check format clean
+.PHONY: help demo test bench train-smoke train-default gpu cuda-check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt constraints.txt \
 	$(shell find csrc -type f) $(shell find kernels -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
 help: ## lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## sets everything up and draws a red apple into apple.png
 	$(BIN)/simplear generate "a red apple" -o apple.png --seed 7
@@ -33,6 +33,12 @@ bench: $(VENV)/installed ## runs the benchmarks, which takes a while; docs/bench
 		echo "== $$benchmark"; \
 		$(BIN)/python $$benchmark; \
 	done
+
+train-smoke: $(VENV)/installed-train ## trains a tiny model through all stages, in three minutes on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m simplear_train.recipe smoke --out runs/smoke
+
+train-default: $(VENV)/installed-train ## trains the default model anew; some hours, goes on where it was cut off
+	$(BIN)/python -m simplear_train.recipe default --out runs/default
 
 gpu: ## builds, tests and measures on a machine with an NVIDIA GPU
 	bash benchmarks/gpu.sh
@@ -68,6 +74,10 @@ $(VENV)/installed: $(VENV)/build-tools $(BUILD_INPUTS)
 
 $(VENV)/installed-test: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-train: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[train]'
 	@touch $@
 
 $(VENV)/installed-format: $(VENV)/python-ready constraints.txt

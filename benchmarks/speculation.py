@@ -1,86 +1,138 @@
 """How many codes does a step yield with drafts, and what does a picture cost then?
 
-    python benchmarks/speculation.py [--model default] [--windows 1,2,4,8,16,32,64] [--seeds 2] [--threads N]
+    python benchmarks/speculation.py                                   windows of the default model, and what "auto" does
+    python benchmarks/speculation.py --sources context,left,above,marginal,previous --windows 8,64
+    python benchmarks/speculation.py --images 200 --threads 1          for counts alone, on a machine that is busy
+    python benchmarks/speculation.py --plot docs/images/speculation.png
+    python benchmarks/speculation.py --forced 1,2,3 --size 0.5b        cost alone: drafts that are right as often as told
 
-Draws the same pictures with every draft window, interleaved, and prints for each window the codes a step yields and the
-milliseconds of engine time a picture takes (medians over the seeds' rounds). Every picture must equal the one drawn
-without drafts, or nothing is printed. The last line is JSON.
+Draws the same pictures, prompt by prompt, in every way by turns, so that a machine that drifts slows all of them. Each must
+equal the one drawn without drafts, or nothing is printed. Nothing is learnt during the measurement unless --learn is
+given: every picture meets the table of drafts that the checkpoint brings. Codes a step stand with a 95 % interval over
+pictures (bootstrap), times are medians over pictures, and "gain" is the median of plain over this, picture by picture.
+The last line is JSON.
 """
 
 import argparse
 import json
-import statistics
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from simplear_engine import Engine
+from simplear_engine.sampling import DRAFT_SOURCES, MAX_DRAFT_WINDOW
 
-PROMPTS = [
-    "a red apple",
-    "a cat",
-    "a blue car",
-    "two dogs",
-    "a sunflower",
-    "a rocket",
-    "a cat and a dog",
-    "three stars",
-]
+NOUNS = """apple cat dog car sunflower rocket banana fox tree star house boat guitar crown pizza robot lion whale bee
+turtle penguin mushroom key clock balloon""".split()
+SETTINGS = {
+    "the checkpoint's settings": {},
+    "every code, temperature 1": {"top_k": "all"},
+    "every code, no guidance": {"top_k": "all", "guidance_scale": 1},
+}
 
 
-def draw(engine: Engine, window: int, seed: int, options: dict) -> tuple[list, float]:
-    """(one picture of each prompt, seconds of engine time they took)."""
-    speculation = {"speculation": "jacobi", "draft_window": window} if window > 1 else {}
-    before = engine.stats()["busy_seconds"]
-    images = [engine.generate(prompt, seed=seed, **options, **speculation)[0] for prompt in PROMPTS]
-    return images, engine.stats()["busy_seconds"] - before
+def prompts(count: int) -> list[str]:
+    """Single objects, several equal ones and pairs by turns; the seed of prompt i is i."""
+    made = []
+    for i in range(count):
+        first, second = NOUNS[i % len(NOUNS)], NOUNS[(i * 7 + 3) % len(NOUNS)]
+        made.append((f"a {first}", f"two {first}s", f"a {first} and a {second}", f"a picture of a {first}")[i % 4])
+    return made
 
 
-def measure(engine: Engine, windows: list[int], seeds: int, options: dict) -> list[dict]:
-    codes = {window: 0 for window in windows}
-    steps = {window: 0 for window in windows}
-    milliseconds: dict[int, list[float]] = {window: [] for window in windows}
-    for seed in range(seeds):
-        plain, _ = draw(engine, 1, seed, options)
-        for window in windows:
-            images, seconds = draw(engine, window, seed, options)
-            for image, expected in zip(images, plain, strict=True):
-                np.testing.assert_array_equal(image.tokens, expected.tokens)
-                codes[window] += image.tokens.size
-                steps[window] += len(image.accepted_lens)
-            milliseconds[window].append(seconds / len(images) * 1e3)
-    return [
-        {
-            "window": window,
-            "codes_per_step": round(codes[window] / steps[window], 3),
-            "ms_per_image": round(statistics.median(milliseconds[window]), 2),
+@dataclass
+class Way:
+    """One way of drawing, and what came of it."""
+
+    name: str
+    options: dict
+    lengths: list[np.ndarray] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    verified: np.ndarray = field(default_factory=lambda: np.zeros(MAX_DRAFT_WINDOW - 1, np.int64))
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(MAX_DRAFT_WINDOW - 1, np.int64))
+
+    def take(self, image, seconds: float) -> None:
+        self.lengths.append(image.accepted_lens)
+        self.milliseconds.append(seconds * 1e3)
+        for total, counts in zip((self.verified, self.kept), image.draft_counts, strict=True):
+            total[: len(counts)] += counts
+
+    def codes_per_step(self) -> tuple[float, float, float]:
+        codes = np.array([lengths.sum() for lengths in self.lengths])
+        steps = np.array([len(lengths) for lengths in self.lengths])
+        chosen = np.random.default_rng(0).integers(0, len(codes), (1000, len(codes)))
+        low, high = np.quantile(codes[chosen].sum(1) / steps[chosen].sum(1), [0.025, 0.975])
+        return codes.sum() / steps.sum(), low, high
+
+    def summary(self, plain: "Way") -> dict:
+        mean, low, high = self.codes_per_step()
+        gains = np.array(plain.milliseconds) / np.array(self.milliseconds)
+        verified = int((self.verified > 0).sum())
+        return {
+            "way": self.name,
+            "codes_per_step": round(mean, 3),
+            "interval": [round(low, 3), round(high, 3)],
+            "mean_window": round(1 + self.verified.sum() / sum(len(lengths) for lengths in self.lengths), 2),
+            "ms_per_image": round(float(np.median(self.milliseconds)), 2),
+            "gain": round(float(np.median(gains)), 3),
+            "kept_by_place": [round(k / v, 3) for k, v in zip(self.kept[:verified], self.verified)],
         }
-        for window in windows
-    ]
+
+
+def measure(engine: Engine, ways: list[Way], count: int, options: dict) -> list[dict]:
+    for i, prompt in enumerate(prompts(count)):
+        expected = None
+        for way in ways:
+            before = engine.stats()["busy_seconds"]
+            (image,) = engine.generate(prompt, seed=i, **options, **way.options)
+            way.take(image, engine.stats()["busy_seconds"] - before)
+            expected = expected or image
+            np.testing.assert_array_equal(image.tokens, expected.tokens)
+            np.testing.assert_array_equal(image.log_probs, expected.log_probs)
+    return [way.summary(ways[0]) for way in ways]
+
+
+def show(name: str, rows: list[dict]) -> None:
+    print(name)
+    for row in rows:
+        low, high = row["interval"]
+        print(
+            f"  {row['way']:24} {row['codes_per_step']:5.2f} codes a step ({low:.2f} to {high:.2f})  "
+            f"mean window {row['mean_window']:5.2f}  {row['ms_per_image']:7.2f} ms  gain {row['gain']:.2f}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--windows", default="1,2,4,8,16,32,64")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--windows", default="2,4,8,16,64")
+    parser.add_argument("--sources", default="context", help=f"some of {', '.join(DRAFT_SOURCES)}")
+    parser.add_argument("--settings", default="0", help="some of 0 (the checkpoint's), 1 (every code), 2 (no guidance)")
+    parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--learn", action="store_true", help="let pictures drawn before help those drawn after")
     arguments = parser.parse_args()
-    windows = [int(window) for window in arguments.windows.split(",")]
+    windows = [int(window) for window in arguments.windows.split(",") if window]
     results = {}
-    with Engine.from_pretrained(arguments.model, threads=arguments.threads) as engine:
-        every_code = engine.model.num_codes
-        settings = {
-            "the checkpoint's settings": {},
-            "every code allowed": {"top_k": every_code},
-            "every code, no guidance": {"top_k": every_code, "guidance_scale": 1},
-        }
-        for name, options in settings.items():
-            results[name] = measure(engine, windows, arguments.seeds, options)
-            print(name)
-            for row in results[name]:
-                print(
-                    f"  window {row['window']:>2}  {row['codes_per_step']:.2f} codes a step  {row['ms_per_image']:.1f} ms"
-                )
+    with Engine.from_pretrained(arguments.model, dtype=arguments.dtype, threads=arguments.threads) as engine:
+        for setting in arguments.settings.split(","):
+            name, options = list(SETTINGS.items())[int(setting)]
+            options = {key: engine.model.num_codes if value == "all" else value for key, value in options.items()}
+            ways = [Way("plain", {"speculation": None})]
+            for source in arguments.sources.split(","):
+                told = {"draft_source": source}
+                ways += [
+                    Way(f"{source}, window {w}", {**told, "speculation": "jacobi", "draft_window": w}) for w in windows
+                ]
+                ways.append(Way(f"{source}, auto", {**told, "speculation": "auto"}))
+            # Costs and chances are estimated while pictures are drawn; a few, not counted, bring the estimates about.
+            engine._core.learns_drafts = arguments.learn
+            for way in ways:
+                engine.generate(prompts(8), seed=1000, **options, **way.options)
+            results[name] = measure(engine, ways, arguments.images, options)
+            show(name, results[name])
     print(json.dumps(results))
 
 

@@ -59,6 +59,7 @@ class EngineDouble:
             pil=Image.new("RGB", (64, 32), (seed % 256, 0, 0)),
         )  # fmt: skip
         image.accepted_lens = [1, 3, 1]
+        image.draft_counts = [3, 2], [1, 1]
         image.save = lambda path: save_png(image.pil, path, metadata_for(image))
         return image
 
@@ -122,7 +123,10 @@ def test_every_option_reaches_the_engine(engine):
 
 def test_speculation_is_reported(engine, capsys):
     assert cli.main(["generate", "p", "-o", "x.png", "--speculation", "jacobi"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "1.67 codes a step (5 in 3 steps); by length 1:2 3:1"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "1.67 codes a step (5 in 3 steps); by length 1:2 3:1",
+        "drafts kept, by place in the window: 33% 50%",
+    ]
 
 
 def test_model_without_image_tokenizer_is_refused_before_anything_is_drawn(engine, monkeypatch, capsys):

@@ -39,7 +39,8 @@ class FakeEngine:
         self.poisoned = set()  # (seed, index) whose logits are not finite
         self.sampled = []  # (seed, index, conditional history, unconditional history)
 
-    def step(self):
+    def step(self, seconds=None):
+        """seconds: by number of rows, what the step is said to have taken."""
         if not self.scheduler.next(self.plan):
             return False
         a = {name: getattr(self.plan, name).numpy() for name in
@@ -77,6 +78,8 @@ class FakeEngine:
             a["token"][draw] = code
             a["log_prob"][draw] = -index
             a["last_code"][a["draw_slot"][draw]] = max(code, 0)
+        if seconds is not None:
+            self.scheduler.observe(self.plan, seconds(self.plan.num_tokens))
         self.scheduler.commit(self.plan, self.logits)
         return True
 
@@ -368,3 +371,43 @@ def test_draft_above_repeats_the_row_above():
     # Guesses kept from the step before come first; the fresh one is the code one row of three further up.
     window = [*r.codes, *drafts]
     assert window[-1] == window[-4] and len(drafts) == min(3, 9 - known - 1)
+
+
+def adaptive(seed, num_tokens=60):
+    r = request([1], [2], num_tokens, seed, draft_window=16, draft_source="context")
+    r.adapts_window = True
+    return r
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_windows_open_where_rows_cost_nothing_and_close_where_they_do(num_images):
+    mean_window = {}
+    for name, cost in {"free": lambda rows: 1.0, "dear": lambda rows: float(rows)}.items():
+        engine = FakeEngine(max_tokens=100, num_blocks=200, max_logit_rows=100, max_draws=50)
+        for round_ in range(3):
+            images = [adaptive(seed) for seed in range(num_images)]
+            for r in images:
+                engine.scheduler.enqueue(r)
+            while engine.step(cost):
+                pass
+            for r in images:
+                assert list(r.codes) == expected_codes(r)
+        mean_window[name] = np.mean([len(r.codes) / len(r.accepted_lens) for r in images])
+        verified = sum(r.draft_counts[0].sum() for r in images)
+        if name == "dear":
+            # Where a row costs as much as a step, only drafts that are sure to be right are worth theirs.
+            assert verified <= 1.05 * sum(r.draft_counts[1].sum() for r in images) + 5
+    assert mean_window["free"] > 4
+
+
+def test_one_interrupted_step_does_not_close_windows():
+    engine = FakeEngine(max_tokens=100, num_blocks=200, max_logit_rows=100, max_draws=50)
+    steps = []
+    for interrupted in (False, True):
+        for seed in range(3):
+            r = adaptive(seed)
+            engine.scheduler.enqueue(r)
+            while engine.step(lambda rows: 50.0 if interrupted and len(engine.sampled) % 37 == 0 else 1.0):
+                pass
+        steps.append(len(r.accepted_lens))
+    assert steps[1] <= steps[0] + 3

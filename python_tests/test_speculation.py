@@ -28,10 +28,10 @@ def make_engine(dtype="float32", **options):
 
 
 def draw(engine, seed=0, side=8, window=None, **options):
-    speculation = {"speculation": "jacobi", "draft_window": window} if window else {}
-    options = {"guidance_scale": 2.0, "temperature": 0.3, **options}
+    speculation = {"speculation": "jacobi", "draft_window": window} if window else {"speculation": None}
+    options = {"guidance_scale": 2.0, "temperature": 0.3, **speculation, **options}
     return engine.generate_from_ids(
-        [1 + seed % 50] * 20, [2] * 18, height=side * 16, width=(side + 1) * 16, seed=seed, **speculation, **options
+        [1 + seed % 50] * 20, [2] * 18, height=side * 16, width=(side + 1) * 16, seed=seed, **options
     )[0]
 
 
@@ -51,6 +51,74 @@ def test_image_is_the_plain_one_for_every_window(dtype, options):
             plain = draw(engine, seed, **options)
             for window in WINDOWS:
                 assert_same(draw(engine, seed, window=window, **options), plain)
+
+
+@pytest.mark.parametrize("source", ["context", "left", "above", "marginal", "previous"])
+def test_image_is_the_plain_one_for_every_source_of_drafts(source):
+    with make_engine() as engine:
+        plain = [draw(engine, seed) for seed in range(3)]
+        # The second round finds what the first one learnt.
+        for _ in range(2):
+            for seed in range(3):
+                assert_same(draw(engine, seed, window=8, draft_source=source), plain[seed])
+                assert_same(draw(engine, seed, draft_source=source, speculation="auto"), plain[seed])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_image_is_the_plain_one_when_the_engine_chooses_windows(dtype):
+    with make_engine(dtype, max_pairs=4) as engine:
+        plain = draw(engine, 5)
+        for _ in range(4):
+            assert_same(draw(engine, 5, speculation="auto"), plain)
+        together = engine.generate_from_ids(
+            [6] * 20, [2] * 18, height=128, width=144, seed=3, num_images=5, guidance_scale=2.0, temperature=0.3,
+            speculation="auto",
+        )  # fmt: skip
+        assert_same(together[2], plain)
+
+
+def test_drafts_learnt_from_earlier_images_save_steps():
+    with make_engine() as engine:
+        first = draw(engine, 1, window=16)
+        again = draw(engine, 1, window=16)
+    assert_same(again, first)
+    assert again.num_steps < 0.6 * first.num_steps
+
+
+def test_learnt_drafts_outlive_the_engine(tmp_path):
+    from simplear_engine import draft_file
+
+    path = tmp_path / "drafts.safetensors"
+    with make_engine() as engine:
+        first = draw(engine, 1, window=16)
+        assert engine.save_drafts(path) > 0
+    with make_engine() as engine:
+        engine._core.insert_draft_entries(draft_file.read_drafts(path, CONFIG.num_codes))
+        again = draw(engine, 1, window=16)
+    assert_same(again, first)
+    assert again.num_steps < 0.6 * first.num_steps
+
+
+def test_draft_file_of_another_vocabulary_is_refused(tmp_path):
+    from simplear_engine import draft_file
+    from simplear_engine.errors import CheckpointError
+
+    path = tmp_path / "drafts.safetensors"
+    draft_file.write_drafts(path, np.array([[77, 78], [3, 19], [1, 1], [1, 1]], np.int32))
+    assert draft_file.read_drafts(path, 20).shape == (4, 2)
+    with pytest.raises(CheckpointError, match="expected codes below 19, found 19"):
+        draft_file.read_drafts(path, 19)
+
+
+def test_drafts_are_counted_by_their_place_in_the_window():
+    with make_engine() as engine:
+        image = draw(engine, 2, window=5)
+        stats = engine.stats()
+    verified, kept = image.draft_counts
+    assert len(verified) == 4 and (np.diff(verified) <= 0).all() and (np.diff(kept) <= 0).all()
+    assert kept.sum() == image.tokens.size - len(image.accepted_lens)
+    np.testing.assert_array_equal(stats["num_drafts_verified"], verified)
+    np.testing.assert_array_equal(stats["num_drafts_kept"], kept)
 
 
 def test_window_saves_steps():
@@ -96,9 +164,13 @@ def test_windows_prompts_and_cancellations_mix_in_one_step():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"speculation": "magic"}, "speculation: expected None or \"jacobi\", got 'magic'"),
+        ({"speculation": "magic"}, 'speculation: expected None, "auto" or "jacobi", got \'magic\''),
         ({"draft_window": 4}, "draft_window: expected None where speculation is None"),
         ({"speculation": "jacobi", "draft_window": 65}, "draft_window: expected an integer in 1..64, got 65"),
+        (
+            {"draft_source": "magic"},
+            "draft_source: expected one of context, left, above, marginal, previous, got 'magic'",
+        ),
         ({"speculation": "jacobi", "draft_window": 0}, "draft_window: expected an integer in 1..64, got 0"),
     ],
 )

@@ -152,10 +152,23 @@ def _save_all(images: list, path: Path) -> str:
 
 
 def _speculation_report(images: list) -> str:
-    """Codes drawn in a step on average, and how often a step yielded 1, 2, 3, ... of them."""
+    """Codes drawn in a step on average, how often a step yielded 1, 2, 3, ... of them, and how often the first, second,
+    ... draft was kept."""
     lengths = [int(length) for image in images for length in image.accepted_lens]
     histogram = " ".join(f"{n}:{lengths.count(n)}" for n in sorted(set(lengths)))
-    return f"{sum(lengths) / len(lengths):.2f} codes a step ({sum(lengths)} in {len(lengths)} steps); by length {histogram}"
+    places = max((len(image.draft_counts[0]) for image in images), default=0)
+    verified, kept = (
+        [
+            sum(int(image.draft_counts[i][p]) for image in images if p < len(image.draft_counts[i]))
+            for p in range(places)
+        ]
+        for i in range(2)
+    )
+    report = f"{sum(lengths) / len(lengths):.2f} codes a step ({sum(lengths)} in {len(lengths)} steps); by length {histogram}"
+    if not places:
+        return report
+    shares = " ".join(f"{k / v:.0%}" for k, v in zip(kept[:8], verified[:8], strict=True))
+    return f"{report}\ndrafts kept, by place in the window: {shares}{' ...' if places > 8 else ''}"
 
 
 def _free_name(prompt: str) -> Path:
@@ -240,10 +253,16 @@ def _add_generate(commands) -> None:
     )
     command.add_argument(
         "--speculation",
-        choices=["jacobi"],
-        help="guess several codes ahead and verify them: fewer steps, same pictures",
+        choices=["auto", "jacobi"],
+        help="guess codes ahead and verify several in a step: fewer steps, same pictures; auto: as many as pay, jacobi: "
+        "always --draft-window; says afterwards how often guesses were right",
     )
-    command.add_argument("--draft-window", type=int, metavar="N", help="codes verified in a step, 1..64 (default: 8)")
+    command.add_argument(
+        "--draft-window",
+        type=int,
+        metavar="N",
+        help="codes verified in a step, 1..64 (default: auto 64 at most, jacobi 8)",
+    )
     command.add_argument("--model", default="default", help='"default", a checkpoint folder or a hub id OWNER/NAME')
     command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

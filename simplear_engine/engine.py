@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simplear_engine import draft_file
 from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.engine_options import (
     check_dtype,
@@ -90,12 +91,17 @@ class Engine:
             if not _C.all_finite(tensors[name], backend.pool):
                 raise CheckpointError(f"{stored.path}: {name} holds NaN or infinity")
         source = checkpoint.image_tokenizer_path if image_tokenizer is None else image_tokenizer
-        return cls(
+        draft_path = checkpoint.path / draft_file.FILE_NAME
+        drafts = draft_file.read_drafts(draft_path, checkpoint.model.num_codes) if draft_path.exists() else None
+        engine = cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
             name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
             kv_dtype=check_kv_dtype(kv_dtype, dtype), kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
             prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
+        if drafts is not None:
+            engine._core.insert_draft_entries(drafts)
+        return engine
 
     @classmethod
     def from_weights(
@@ -197,14 +203,16 @@ class Engine:
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
         on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
-        draft_window: int | None = None,
+        draft_window: int | None = None, draft_source: str | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
 
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
-        speculation "jacobi" guesses up to draft_window - 1 codes ahead (1..64, default 8) and verifies them in one step:
-        fewer steps, the very same images.
+        speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
+        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8). draft_source
+        says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
+        "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
         NumericalError.
@@ -217,6 +225,7 @@ class Engine:
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
+            draft_source=draft_source,
         )  # fmt: skip
         negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         negative_ids = self._text.encode_negative(negative_text, self.defaults)
@@ -231,13 +240,14 @@ class Engine:
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
         on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
-        draft_window: int | None = None,
+        draft_window: int | None = None, draft_source: str | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """As `generate`, from the ids of a whole conditional prompt (begin and end tokens included) and of the
         unconditional one; the latter may be None where guidance_scale is 1."""
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
+            draft_source=draft_source,
         )  # fmt: skip
         negative = [] if negative_ids is None else check_ids("negative_ids", negative_ids, self.model)
         if not negative and sampling.guidance_scale != 1:
@@ -304,6 +314,15 @@ class Engine:
         num_waiting, num_blocks, num_free_blocks)."""
         return self._core.stats()
 
+    def save_drafts(self, path, max_entries: int | None = None) -> int:
+        """Writes what was learnt about the codes of this model's pictures, for `drafts.safetensors` in a checkpoint's
+        folder; returns the number of entries. max_entries: keep the ones that were seen most often."""
+        entries = self._core.draft_entries()
+        if max_entries is not None and entries.shape[1] > max_entries:
+            entries = entries[:, np.argsort(-entries[3], kind="stable")[:max_entries]]
+        draft_file.write_drafts(path, entries)
+        return entries.shape[1]
+
     def close(self) -> None:
         """Ends the engine's threads; requests in flight end with CancelledError. May be called twice."""
         core = getattr(self, "_core", None)
@@ -357,7 +376,10 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
-        request.draft_window = sampling.draft_window
+        # A device runs ahead of the host, which is what chooses windows; there "auto" draws one code a step.
+        request.adapts_window = sampling.adapts_window and self.device == "cpu"
+        request.draft_window = 1 if sampling.adapts_window and self.device != "cpu" else sampling.draft_window
+        request.draft_source = sampling.draft_source
         request.grid_width = sampling.grid[1]
         return request
 
@@ -408,7 +430,8 @@ class Engine:
             negative_prompt=prompt.negative_text if sampling.guidance_scale != 1 else None,
             guidance_scale=sampling.guidance_scale, temperature=sampling.temperature, top_k=sampling.top_k,
             top_p=sampling.top_p, height=sampling.height, width=sampling.width, model=self.name, timings=timings,
-            num_steps=request.num_steps, accepted_lens=request.accepted_lens, _pixels=pixels,
+            num_steps=request.num_steps, accepted_lens=request.accepted_lens,
+            draft_counts=request.draft_counts, _pixels=pixels,
         )  # fmt: skip
 
     def _no_pixels(self):

@@ -16,7 +16,8 @@ class GeneratedImage:
     code's probability under the distribution that it was drawn from (guided, tempered, filtered; 0 when greedy).
     timings: seconds spent waiting ("queue"), on the prompt ("prefill"), on the codes ("decode"), and, once they were
     made, on the pixels ("pixels"). num_steps: forward steps that the image took. accepted_lens: int32, codes that each
-    sampling step yielded; all ones without speculation.
+    sampling step yielded; all ones without speculation. draft_counts: two int64 arrays by place in the draft window, how many
+    drafts were verified there and how many of those were kept; empty without speculation.
     """
 
     tokens: np.ndarray
@@ -34,6 +35,7 @@ class GeneratedImage:
     timings: dict[str, float]
     num_steps: int
     accepted_lens: np.ndarray
+    draft_counts: tuple[np.ndarray, np.ndarray]
     _pixels: Callable[[], np.ndarray] = field(repr=False)
     _pil: Any = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

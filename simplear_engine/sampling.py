@@ -15,11 +15,13 @@ MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
 MAX_DRAFT_WINDOW = 64
 DEFAULT_DRAFT_WINDOW = 8
+DRAFT_SOURCES = ("context", "left", "above", "marginal", "previous")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """height, width in pixels; grid in codes; top_k None: off; seed: of the first image; draft_window 1: no drafts."""
+    """height, width in pixels; grid in codes; top_k None: off; seed: of the first image; draft_window 1: no drafts;
+    adapts_window: that many codes a step at most, as the engine sees fit."""
 
     height: int
     width: int
@@ -31,11 +33,13 @@ class Sampling:
     top_p: float
     seed: int
     draft_window: int
+    adapts_window: bool
+    draft_source: str
 
 
 def check_sampling(
     defaults: GenerationDefaults, model: ModelConfig, compression: int, *, height, width, num_images, guidance_scale,
-    temperature, top_k, top_p, seed, speculation, draft_window,
+    temperature, top_k, top_p, seed, speculation, draft_window, draft_source=None,
 ) -> Sampling:  # fmt: skip
     """The parameters of a call to `Engine.generate`; None stands for the checkpoint's default (seed: a random one)."""
     height = _size("height", defaults.height if height is None else height, compression)
@@ -65,21 +69,31 @@ def check_sampling(
         top_p=top_p,
         seed=seed,
         draft_window=_draft_window(speculation, draft_window),
+        adapts_window=speculation == "auto",
+        draft_source=_draft_source(draft_source),
     )
 
 
 def _draft_window(speculation, draft_window) -> int:
+    if speculation not in (None, "auto", "jacobi"):
+        raise InvalidRequestError(f'speculation: expected None, "auto" or "jacobi", got {speculation!r:.80}')
     if speculation is None:
         if draft_window is not None:
             raise InvalidRequestError(
-                'draft_window: expected None where speculation is None; pass speculation="jacobi"'
+                'draft_window: expected None where speculation is None; pass speculation="auto" or "jacobi"'
             )
         return 1
-    if speculation != "jacobi":
-        raise InvalidRequestError(f'speculation: expected None or "jacobi", got {speculation!r:.80}')
     if draft_window is None:
-        return DEFAULT_DRAFT_WINDOW
+        return MAX_DRAFT_WINDOW if speculation == "auto" else DEFAULT_DRAFT_WINDOW
     return _integer("draft_window", draft_window, 1, MAX_DRAFT_WINDOW)
+
+
+def _draft_source(draft_source) -> str:
+    if draft_source is None:
+        return DRAFT_SOURCES[0]
+    if draft_source not in DRAFT_SOURCES:
+        raise InvalidRequestError(f"draft_source: expected one of {', '.join(DRAFT_SOURCES)}, got {draft_source!r:.80}")
+    return draft_source
 
 
 def check_ids(name: str, ids, model: ModelConfig) -> list[int]:

@@ -22,7 +22,6 @@ import copy
 import json
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +33,10 @@ from simplear_engine.errors import InvalidRequestError
 from simplear_engine.generated_image import to_uint8
 
 from .grpo_objective import ObjectiveConfig, group_advantages, grpo_loss
-from .live_engine import LiveEngine, draw_sheet
+from .live_engine import LiveEngine, draw_sheet, draw_together
 from .log_probs import token_log_probs
 from .loop import LoopConfig, autocast, compute_dtype
+from .lora import LoraConfig
 from .model import Qwen2Model
 from .model_folder import ModelFolder, from_folder
 from .next_token import SampleConfig
@@ -72,11 +72,14 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none.
+    updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
 
     rollout: RolloutConfig
     rewards: tuple[RewardConfig, ...]
     start: str = "default"
+    image_tokenizer: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     objective_guidance: float = 1.0
     updates: int = 1
@@ -154,7 +157,7 @@ class Roller:
     def __init__(self, folder: ModelFolder, config: RolloutConfig, compute_dtype: str, seed: int):
         self.folder, self.config, self.seed = folder, config, seed
         self.live = LiveEngine(
-            folder, folder.model, compute_dtype if config.engine_dtype == "auto" else config.engine_dtype,
+            folder, compute_dtype if config.engine_dtype == "auto" else config.engine_dtype,
             config.threads or None, config.max_pairs,
         )  # fmt: skip
         if not self.live.engine.has_image_tokenizer:
@@ -162,7 +165,6 @@ class Roller:
         prefix = folder.defaults.prompt_prefix if config.prompt_prefix is None else config.prompt_prefix
         self.prefix = prefix
         self.negative_ids = tuple(folder.text.encode_negative(folder.defaults.negative_prompt, folder.defaults))
-        self.callers = ThreadPoolExecutor(max_workers=config.prompts_per_step, thread_name_prefix="rollout")
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         text, defaults = self.folder.text, self.folder.defaults
@@ -175,19 +177,21 @@ class Roller:
         self.live.refresh()
         ids = [self.prompt_ids(prompt) for prompt in prompts]
 
-        def group(slot: int):
-            rng = np.random.default_rng((self.seed, step, first_slot + slot))
-            return self.live.engine.generate_from_ids(
-                ids[slot], self.negative_ids if config.guidance_scale != 1 else None, num_images=config.group_size,
-                guidance_scale=config.guidance_scale, temperature=config.temperature,
-                top_k=config.top_k or self.folder.model.config.num_codes, height=config.height, width=config.width,
-                seed=int(rng.integers(1 << 62)), speculation="jacobi" if config.draft_window > 1 else None,
-                draft_window=config.draft_window if config.draft_window > 1 else None,
-            )  # fmt: skip
-
-        drawn = [image for images in self.callers.map(group, range(len(prompts))) for image in images]
+        seeds = [
+            np.random.default_rng((self.seed, step, first_slot + slot)).integers(1 << 62) for slot in range(len(ids))
+        ]
+        common = {
+            "negative_ids": self.negative_ids if config.guidance_scale != 1 else None, "num_images": config.group_size,
+            "guidance_scale": config.guidance_scale, "temperature": config.temperature,
+            "top_k": config.top_k or self.folder.model.config.num_codes, "height": config.height, "width": config.width,
+        }  # fmt: skip
+        if config.draft_window > 1:
+            common |= {"speculation": "jacobi", "draft_window": config.draft_window}
+        jobs = [{"prompt_ids": i, "seed": int(seed), **common} for i, seed in zip(ids, seeds)]
+        drawn = [image for images in draw_together(self.live.engine, jobs) for image in images]
         drawn_at = time.perf_counter()
         pixels = np.stack([to_uint8(image.pixels) for image in drawn])
+        self.live.release()
         return Rollout(
             prompts=[prompt for prompt in prompts for _ in range(config.group_size)],
             prompt_ids=[i for i in ids for _ in range(config.group_size)],
@@ -354,7 +358,8 @@ class Grpo:
 
 
 def grpo(config: GrpoConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
-    folder = from_folder(config.start)
+    folder = from_folder(config.start, config.image_tokenizer)
+    folder.lora = config.lora
     reference = copy.deepcopy(folder.model).requires_grad_(False).to(device) if config.objective.beta else None
 
     def stage(share: Share) -> Grpo:

@@ -29,6 +29,7 @@ from simplear_engine.strict_json import read_json_object
 from simplear_engine.text import TOKENIZER_FILES, TextTokenizer
 from simplear_engine.weights import LM_HEAD, weight_specs
 
+from .lora import LoraConfig, merged, save_adapter
 from .model import Qwen2Model
 from .text_tokenizer import CONTROL_TOKENS
 
@@ -47,16 +48,26 @@ class ModelFolder:
     config_json: dict
     files: dict[str, bytes] = field(default_factory=dict)
     image_tokenizer: Path | None = None
+    lora: LoraConfig = LoraConfig()
+    source: str = ""
+
+    def canonical(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The model's weights by the engine's names, adapters merged."""
+        return merged(weights, self.lora) if self.lora.rank else weights
 
     def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> None:
         """Writes the folder beside its place and moves it there, so that nobody ever loads half a model.
 
-        `weights` (by default the model's own) may be those of an average.
+        `weights` (by default the model's own) may be those of an average. Adapters are merged, and stand alone in
+        adapter/, too.
         """
         building, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        save_weights(building, weights or self.model.state_dict(), dtype)
+        weights = weights or self.model.state_dict()
+        save_weights(building, self.canonical(weights), dtype)
+        if self.lora.rank:
+            save_adapter(building / "adapter", weights, self.lora, self.source)
         config = {**self.config_json, "torch_dtype": str(dtype).removeprefix("torch.")}
         (building / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name, content in self.files.items():
@@ -86,8 +97,9 @@ def load_model(folder: Path) -> Qwen2Model:
     return _model(checkpoint.model, {n: _tensor(t) for n, t in checkpoint.tensors.items()})
 
 
-def from_folder(name: str) -> ModelFolder:
-    """From a folder that draws, SimpleAR's or our own, or from "default", the embedded model."""
+def from_folder(name: str, image_tokenizer: str | None = None) -> ModelFolder:
+    """From a folder that draws, SimpleAR's or our own, or from "default", the embedded model. `image_tokenizer`: the folder
+    to use instead of its vq/."""
     folder = resolve(name)
     checkpoint = load_checkpoint(folder)
     names = (*TOKENIZER_FILES, "generation_config.json", "NOTICE")
@@ -97,7 +109,8 @@ def from_folder(name: str) -> ModelFolder:
         defaults=checkpoint.defaults,
         config_json=read_json_object(folder / "config.json"),
         files={name: (folder / name).read_bytes() for name in names if (folder / name).exists()},
-        image_tokenizer=checkpoint.image_tokenizer_path,
+        image_tokenizer=checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer),
+        source=name,
     )
 
 

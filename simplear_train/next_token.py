@@ -158,7 +158,7 @@ class NextToken:
                 results[name] = self._held_back_loss(has_words)
         if self.sample.prompts:
             if self.engine is None:
-                self.engine = LiveEngine(self.folder, self.model, self.compute_dtype)
+                self.engine = LiveEngine(self.folder, self.compute_dtype)
             self.engine.refresh()
             if self.share.is_first:
                 draw_sheet(

@@ -37,7 +37,7 @@ def main() -> None:
             base += steps[-1]
     left.set(title="reconstruction of unseen scenes", xlabel="step", ylabel="PSNR, dB")
     left.legend()
-    right.plot(*read_series(args.model, "loss"), linewidth=0.6, color="0.7", label="training batch")
+    right.plot(*read_series(args.model, "visual_loss"), linewidth=0.6, color="0.7", label="training batch")
     right.plot(*read_series(args.model, "validation"), marker=".", label="unseen scenes")
     right.plot(*read_series(args.model, "validation_unconditional"), marker=".", label="unseen scenes, no caption")
     right.set(title="language model", xlabel="step", ylabel="nats per visual token", ylim=(0, None))

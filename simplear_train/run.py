@@ -11,6 +11,7 @@ from simplear_engine.errors import SimplearError
 
 from .config_file import CONFIGS, config_path, read_config, to_toml
 from .loop import Loop, Stage, compute_dtype
+from .lora import add_adapters
 from .model_folder import ModelFolder
 from .parallel import Share, join_peers, shard
 
@@ -22,6 +23,8 @@ def run_stage(
     """Runs a stage that trains `folder.model` under `config.loop`; returns the model folder that it leaves."""
     share = join_peers(device)
     model, loop = folder.model.to(device), config.loop
+    if folder.lora.rank:
+        add_adapters(model, folder.lora)
     model.recompute_layers = loop.gradient_checkpointing
     if loop.compile:
         for layer in model.model.layers:

@@ -20,6 +20,7 @@ from simplear_engine.config import GenerationDefaults
 from simplear_engine.errors import InvalidRequestError
 from simplear_engine.text import TextTokenizer
 
+from .mixture import choose
 from .parallel import ALONE, Share
 from .token_shards import TokenSet
 
@@ -111,29 +112,7 @@ class Source:
 
     @classmethod
     def select(cls, tokens: TokenSet, strategy: str, seed: int) -> "Source":
-        """strategy: SimpleAR's grammar, "all", "first:N", "end:N" or "random:N", N a number or a percentage ("10%"); and
-        "repeat:N" for N times all."""
-        kind, _, amount = strategy.partition(":")
-        number = _amount(amount, len(tokens), strategy) if kind != "all" else 0
-        every = np.arange(len(tokens))
-        chosen = {
-            "all": lambda: every, "first": lambda: every[:number], "end": lambda: every[len(every) - number :],
-            "random": lambda: np.sort(np.random.default_rng((seed, len(every))).permutation(every)[:number]),
-            "repeat": lambda: np.tile(every, int(amount)),
-        }  # fmt: skip
-        if kind not in chosen:
-            raise InvalidRequestError(f"sampling: expected all, first:N, end:N, random:N or repeat:N, got {strategy!r}")
-        return cls(tokens, chosen[kind]())
-
-
-def _amount(text: str, available: int, strategy: str) -> int:
-    try:
-        number = round(float(text[:-1]) / 100 * available) if text.endswith("%") else int(text)
-    except ValueError:
-        raise InvalidRequestError(f"sampling: expected a number or a percentage in {strategy!r}") from None
-    if number < 0:
-        raise InvalidRequestError(f"sampling: expected at least 0 in {strategy!r}")
-    return number if strategy.startswith("repeat") else min(number, available)
+        return cls(tokens, choose(strategy, len(tokens), seed))
 
 
 class SequenceData:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .loop import LoopConfig
+from .lora import LoraConfig
 from .model_folder import from_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .run import main_of, run_stage
@@ -18,17 +19,20 @@ from .run import main_of, run_stage
 
 @dataclass(frozen=True)
 class SftConfig:
-    """start: a model folder, a hub id or "default"."""
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none."""
 
     data: DataConfig
     start: str = "default"
+    image_tokenizer: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 def sft(config: SftConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
-    folder = from_folder(config.start)
+    folder = from_folder(config.start, config.image_tokenizer)
+    folder.lora = config.lora
     return run_stage(
         lambda share: NextToken("sft", folder, config.data, config.loss, config.sample, config.loop, out, device, share),
         folder, config, out, device, resume, stop_at,

@@ -76,7 +76,7 @@ def loop_config(preset: Preset, steps: int, learning_rate: float, min_learning_r
     return LoopConfig(
         steps=steps, learning_rate=learning_rate, schedule="cosine", min_learning_rate=min_learning_rate,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, beta2=0.99, ema_decay=settings.ema_decay,
-        validate_every=250, save_every=250, seed=preset.seed,
+        log_every=min(20, max(1, steps // 10)), validate_every=250, save_every=250, seed=preset.seed,
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings/bindings.h"
 
 namespace py = pybind11;
@@ -32,6 +34,13 @@ py::dict timings(const Request& r) {
 template <class T>
 py::array_t<T> to_array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+constexpr const char* kDraftSources[] = {"left", "above", "context", "marginal", "previous", "given"};
+
+// By place in the window: (drafts verified, drafts kept).
+py::tuple to_arrays(const DraftCounts& counts) {
+  return py::make_tuple(to_array(counts.num_verified), to_array(counts.num_kept));
 }
 
 // Joining the engine thread must not hold the GIL: the thread may be letting go of a Python object.
@@ -74,15 +83,18 @@ void bind_engine(py::module_& m) {
       .def_readwrite("top_p", &Request::top_p)
       .def_readwrite("seed", &Request::seed)
       .def_readwrite("draft_window", &Request::draft_window)
+      .def_readwrite("adapts_window", &Request::adapts_window)
       .def_property(
-          "draft_source", [](const Request& r) { return r.draft_source == DraftSource::kLeft ? "left" : "above"; },
+          "draft_source", [](const Request& r) { return kDraftSources[static_cast<int>(r.draft_source)]; },
           [](Request& r, const std::string& name) {
-            check(name == "left" || name == "above", ErrorKind::kInvalidRequest,
-                  "draft_source: expected left or above, got ", name);
-            r.draft_source = name == "left" ? DraftSource::kLeft : DraftSource::kAbove;
+            const auto at = std::find(std::begin(kDraftSources), std::end(kDraftSources), name);
+            check(at != std::end(kDraftSources), ErrorKind::kInvalidRequest, "draft_source: unknown: ", name);
+            r.draft_source = static_cast<DraftSource>(at - std::begin(kDraftSources));
           })
+      .def_readwrite("proposal", &Request::proposal)
       .def_readwrite("grid_width", &Request::grid_width)
       .def_property_readonly("accepted_lens", [](const Request& r) { return to_array(r.accepted_lens); })
+      .def_property_readonly("draft_counts", [](const Request& r) { return to_arrays(r.draft_counts); })
       .def_readwrite("forced_codes", &Request::forced_codes)
       .def_readwrite("scores", &Request::scores)
       .def("cancel", [](Request& r) { r.cancel_requested = true; })
@@ -119,6 +131,7 @@ void bind_engine(py::module_& m) {
             scheduler.commit(plan, {logits.as<float>(), static_cast<size_t>(logits.size())});
           },
           py::arg("plan"), py::arg("logits"))
+      .def("observe", &Scheduler::observe, py::arg("plan"), py::arg("seconds"))
       .def("forget_prefixes", &Scheduler::forget_prefixes)
       .def_property_readonly("is_idle", &Scheduler::is_idle)
       .def_property_readonly("num_waiting", &Scheduler::num_waiting)
@@ -147,22 +160,68 @@ void bind_engine(py::module_& m) {
       .def("pause", &Engine::pause, py::call_guard<py::gil_scoped_release>())
       .def("resume", &Engine::resume, py::arg("weights_changed"), py::call_guard<py::gil_scoped_release>())
       .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
-      .def("stats", [](Engine& engine) {
-        const Engine::Stats s = [&] {
-          // The engine thread may hold its lock while it lets go of a Python object.
-          py::gil_scoped_release release;
-          return engine.stats();
-        }();
-        py::dict stats;
-        stats["num_steps"] = s.num_steps;
-        stats["num_tokens"] = s.num_tokens;
-        stats["busy_seconds"] = s.busy_seconds;
-        stats["num_waiting"] = s.num_waiting;
-        stats["num_running"] = s.num_running;
-        stats["num_blocks"] = s.num_blocks;
-        stats["num_free_blocks"] = s.num_free_blocks;
-        return stats;
-      });
+      .def("stats",
+           [](Engine& engine) {
+             const Engine::Stats s = [&] {
+               // The engine thread may hold its lock while it lets go of a Python object.
+               py::gil_scoped_release release;
+               return engine.stats();
+             }();
+             py::dict stats;
+             stats["num_steps"] = s.num_steps;
+             stats["num_tokens"] = s.num_tokens;
+             stats["busy_seconds"] = s.busy_seconds;
+             stats["num_waiting"] = s.num_waiting;
+             stats["num_running"] = s.num_running;
+             stats["num_blocks"] = s.num_blocks;
+             stats["num_free_blocks"] = s.num_free_blocks;
+             stats["num_drafts_verified"] = to_array(s.drafts.num_verified);
+             stats["num_drafts_kept"] = to_array(s.drafts.num_kept);
+             return stats;
+           })
+      .def_property(
+          "learns_drafts", [](Engine& engine) { return engine.learns_drafts(); },
+          [](Engine& engine, bool learns) { engine.set_learns_drafts(learns); })
+      .def(
+          "draft_entries",
+          [](Engine& engine) {
+            const std::vector<ContextTable::Entry> entries = [&] {
+              py::gil_scoped_release release;
+              return engine.draft_entries();
+            }();
+            const auto count = static_cast<py::ssize_t>(entries.size());
+            py::array_t<int32_t> columns({py::ssize_t{4}, count});
+            auto c = columns.mutable_unchecked<2>();
+            for (py::ssize_t i = 0; i < count; ++i) {
+              c(0, i) = static_cast<int32_t>(entries[i].tag);
+              c(1, i) = entries[i].code;
+              c(2, i) = entries[i].num_right;
+              c(3, i) = entries[i].num_seen;
+            }
+            return columns;
+          },
+          "int32 [4, n]: tag, code, how often it was right, how often the context was seen.")
+      .def(
+          "learn_picture",
+          [](Engine& engine, const std::vector<int32_t>& codes, int32_t width) {
+            py::gil_scoped_release release;
+            engine.learn_picture(codes, width);
+          },
+          py::arg("codes"), py::arg("width"))
+      .def(
+          "insert_draft_entries",
+          [](Engine& engine, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& columns) {
+            check(columns.ndim() == 2 && columns.shape(0) == 4, ErrorKind::kInvalidRequest,
+                  "draft entries: expected [4, n]");
+            const auto c = columns.unchecked<2>();
+            std::vector<ContextTable::Entry> entries(columns.shape(1));
+            for (size_t i = 0; i < entries.size(); ++i)
+              entries[i] = {static_cast<uint32_t>(c(0, i)), c(1, i), static_cast<uint16_t>(c(2, i)),
+                            static_cast<uint16_t>(c(3, i))};
+            py::gil_scoped_release release;
+            engine.insert_draft_entries(entries);
+          },
+          py::arg("columns"));
 }
 
 }  // namespace simplear

@@ -58,7 +58,37 @@ Engine::Stats Engine::stats() {
   stats.num_running = scheduler_.num_running();
   stats.num_blocks = scheduler_.allocator().num_blocks();
   stats.num_free_blocks = scheduler_.allocator().num_free();
+  stats.drafts = scheduler_.draft_counts();
   return stats;
+}
+
+bool Engine::learns_drafts() {
+  std::lock_guard lock(mutex_);
+  return scheduler_.learns_drafts();
+}
+
+void Engine::set_learns_drafts(bool learns) {
+  std::lock_guard lock(mutex_);
+  scheduler_.set_learns_drafts(learns);
+}
+
+std::vector<ContextTable::Entry> Engine::draft_entries() {
+  std::lock_guard lock(mutex_);
+  return scheduler_.context_table().entries();
+}
+
+void Engine::insert_draft_entries(std::span<const ContextTable::Entry> entries) {
+  std::lock_guard lock(mutex_);
+  for (const ContextTable::Entry& entry : entries) scheduler_.context_table().insert(entry);
+}
+
+void Engine::learn_picture(std::span<const int32_t> codes, int32_t width) {
+  const std::vector<int32_t> known(codes.begin(), codes.end());
+  DraftState state;
+  state.width = width;
+  state.codes = &known;
+  std::lock_guard lock(mutex_);
+  learn_codes(state, static_cast<int32_t>(known.size()), scheduler_.context_table());
 }
 
 void Engine::stop() {
@@ -100,6 +130,9 @@ void Engine::run_batch(std::unique_lock<std::mutex>& lock) {
   int32_t to_begin = scheduler_.steps_ahead(*plan_), to_collect = 0, num_groups = 0;
   if (runner_->max_steps() == 1) to_begin = 1;
   bool goes_on = false;
+  const auto start = std::chrono::steady_clock::now();
+  // What one step takes shows only where it is alone.
+  const bool is_single = to_begin == 1;
   while (true) {
     // One group of steps computes while the one before it is taken over here.
     for (; to_begin > 0 && num_groups < runner_->max_groups(); ++num_groups, goes_on = true) {
@@ -115,6 +148,8 @@ void Engine::run_batch(std::unique_lock<std::mutex>& lock) {
     const DrawnSteps drawn = runner_->collect();
     lock.lock();
     --num_groups;
+    if (is_single)
+      scheduler_.observe(*plan_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     if (scheduler_.wants_change() || stopping_ || num_pauses_ > 0) to_begin = 0;
     for (int32_t step = 0; step < drawn.num_steps; ++step) {
       const bool batch_is_same = commit(drawn, step);

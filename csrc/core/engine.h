@@ -20,6 +20,7 @@ class Engine {
     int64_t num_steps, num_tokens;  // since the start
     int32_t num_waiting, num_running, num_blocks, num_free_blocks;
     double busy_seconds;  // spent in steps
+    DraftCounts drafts;   // since the start
   };
 
   Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
@@ -37,6 +38,16 @@ class Engine {
   void resume(bool weights_changed);
 
   Stats stats();
+
+  // Whether pictures drawn from now on are learnt from; a measurement may want each of them to find the same table.
+  bool learns_drafts();
+  void set_learns_drafts(bool learns);
+
+  // What was learnt about the codes of pictures, for a later engine with the same model.
+  std::vector<ContextTable::Entry> draft_entries();
+  void insert_draft_entries(std::span<const ContextTable::Entry> entries);
+  // From a picture that was drawn elsewhere: codes in raster order, `width` in a row.
+  void learn_picture(std::span<const int32_t> codes, int32_t width);
 
   // Ends all requests and joins the thread; further submits fail.
   void stop();

@@ -30,9 +30,11 @@ struct Request {
   int32_t top_k = 0;  // in 1 .. number of codes
   float top_p = 1.0f;
   uint64_t seed = 0;
-  int32_t draft_window = 1;  // image tokens drawn in one step at most: the next one, and as many guesses less one
-  DraftSource draft_source = DraftSource::kLeft;
-  int32_t grid_width = 0;  // image tokens in a row
+  int32_t draft_window = 1;    // image tokens drawn in one step at most: the next one, and as many guesses less one
+  bool adapts_window = false;  // as many of them as the step's cost and their chances justify
+  DraftSource draft_source = DraftSource::kContext;
+  std::vector<int32_t> proposal;  // of DraftSource::kGiven: codes in raster order
+  int32_t grid_width = 0;         // image tokens in a row
   // Scoring instead of drawing: codes to force, and where their conditional logits go ([num_image_tokens, V] float32).
   std::vector<int32_t> forced_codes;
   Tensor scores;
@@ -45,6 +47,7 @@ struct Request {
   std::atomic<bool> cancel_requested{false};
   int64_t num_steps = 0;               // forward steps that this request took part in
   std::vector<int32_t> accepted_lens;  // image tokens that each sampling step yielded
+  DraftCounts draft_counts;
   std::chrono::steady_clock::time_point submitted, admitted, first_token, ended;
 
   std::mutex mutex;

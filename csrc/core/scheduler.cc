@@ -4,12 +4,23 @@
 #include <cmath>
 #include <limits>
 
+#include "core/window_choice.h"
+
 namespace simplear {
 namespace {
+
+// A draft with a smaller chance to be kept is not worth preparing where the window adapts.
+constexpr double kLeastChance = 0.02;
 
 template <class T>
 void append(const Tensor& tensor, int32_t index, T value) {
   tensor.as<T>()[index] = value;
+}
+
+uint64_t hash_of(const std::vector<int32_t>& ids) {
+  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
+  for (int32_t id : ids) hash = (hash ^ static_cast<uint32_t>(id)) * 0x100000001B3u;
+  return hash;
 }
 
 void end(Request& request, RequestStatus status, ErrorKind kind, const std::string& message) {
@@ -47,6 +58,9 @@ void Scheduler::enqueue(std::shared_ptr<Request> request) {
         r.temperature);
   check(r.top_k >= 1 && r.top_k <= limits_.num_codes, invalid, "top_k: expected 1..", limits_.num_codes, ", got ",
         r.top_k);
+  for (int32_t code : r.proposal)
+    check(code >= 0 && code < limits_.num_codes, invalid, "proposal: expected 0..", limits_.num_codes - 1, ", got ",
+          code);
   check(r.draft_window >= 1, invalid, "draft_window: expected at least 1, got ", r.draft_window);
   check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
   int32_t blocks = 0;
@@ -97,7 +111,9 @@ void Scheduler::drop_cancelled() {
 
 void Scheduler::admit() {
   while (!queue_.empty() && !free_slots_.empty()) {
-    Running running{queue_.front(), rows_of(*queue_.front())};
+    Running running;
+    running.request = queue_.front();
+    running.rows = rows_of(*running.request);
     for (size_t i = 0; i < running.rows.size(); ++i) {
       Sequence& row = running.rows[i];
       // Forced codes are not shared: the logits of every one of them are wanted, so each must be computed.
@@ -109,6 +125,12 @@ void Scheduler::admit() {
     }
     running.slot = free_slots_.back();
     free_slots_.pop_back();
+    const Request& request = *running.request;
+    running.draft.source = request.draft_source;
+    running.draft.width = request.grid_width;
+    running.draft.prompt = hash_of(request.prompt);
+    running.draft.codes = &request.codes;
+    running.draft.proposal = &request.proposal;
     {
       std::lock_guard lock(running.request->mutex);
       running.request->status = RequestStatus::kRunning;
@@ -135,9 +157,10 @@ void Scheduler::append_rows(Running& running, Sequence& row, int32_t count, Step
   for (int32_t i = 0; i < count; ++i) {
     const int32_t position = row.num_computed + i, n = plan.num_tokens++;
     const int32_t block = row.blocks[position / size], offset = position % size;
-    const int32_t token = position >= row.num_known ? running.drafts[position - row.num_known] + limits_.visual_offset
-                          : row.is_text(position)   ? row.prompt[position]
-                                                    : -1;
+    const int32_t token = position >= row.num_known
+                              ? running.draft.drafts[position - row.num_known].chosen.code + limits_.visual_offset
+                          : row.is_text(position) ? row.prompt[position]
+                                                  : -1;
     append(plan.token_ids, n, token);
     append(plan.token_slot, n, running.slot);
     append(plan.positions, n, position);
@@ -207,7 +230,6 @@ void Scheduler::append_draws(Running& running, int32_t num_drafts, StepPlan& pla
 
 // reserved_rows: query rows and rows of logits that others still need for one token each.
 void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows) {
-  const Request& request = *running.request;
   int32_t wanted = 0;  // at most: what the rows share is counted twice
   for (Sequence& row : running.rows) {
     skip_filled(row);
@@ -226,13 +248,46 @@ void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows
     }
     return;
   }
-  const auto num_codes = static_cast<int32_t>(request.codes.size());
-  extend_drafts(request.draft_source, request.grid_width, request.codes, running.drafts, request.draft_window - 1);
-  int32_t num_drafts = std::min<int32_t>(running.drafts.size(), request.draft_window - 1);
-  num_drafts = std::min(num_drafts, request.num_image_tokens - 1 - num_codes);
+  int32_t num_drafts = running.num_drafts_wanted;
   num_drafts = std::min(num_drafts, (std::min(tokens - wanted, logits - num_rows) - reserved_rows) / num_rows);
   num_drafts = std::min(num_drafts, step_limits_.max_draws - plan.num_draws - 1 - reserved_rows);
   append_draws(running, std::max(num_drafts, 0), plan);
+}
+
+// What every picture that is being drawn would verify if the step has room for it.
+void Scheduler::prepare_drafts() {
+  std::vector<DraftOffer> offers;
+  std::vector<Running*> offering;
+  int32_t base_rows = 0;
+  double base_tokens = 0;
+  for (Running& running : running_) {
+    const Request& request = *running.request;
+    running.num_drafts_wanted = 0;
+    if (request.codes.empty()) continue;
+    const auto rows = static_cast<int32_t>(running.rows.size());
+    base_rows += rows;
+    base_tokens += 1;
+    const int32_t left = request.num_image_tokens - 1 - static_cast<int32_t>(request.codes.size());
+    DraftOffer offer{{}, rows};
+    make_drafts(running.draft, std::min(request.draft_window - 1, left), request.adapts_window ? kLeastChance : 0.0,
+                context_table_, acceptance_, offer.kept);
+    if (request.adapts_window) {
+      offering.push_back(&running);
+      offers.push_back(std::move(offer));
+    } else {
+      running.num_drafts_wanted = static_cast<int32_t>(offer.kept.size());
+      base_rows += rows * running.num_drafts_wanted;
+      for (double kept : offer.kept) base_tokens += kept;
+    }
+  }
+  if (offers.empty()) return;
+  choose_windows(step_cost_, base_rows, base_tokens, offers);
+  for (size_t i = 0; i < offers.size(); ++i) offering[i]->num_drafts_wanted = offers[i].num_chosen;
+}
+
+void Scheduler::observe(const StepPlan& plan, double seconds) {
+  // A step with prompts in it says little about one without.
+  if (plan.num_tokens == plan.num_logit_rows && plan.num_draws > 0) step_cost_.observe(plan.num_tokens, seconds);
 }
 
 bool Scheduler::next(StepPlan& plan) {
@@ -247,6 +302,8 @@ int32_t Scheduler::steps_ahead(const StepPlan& plan) const {
   for (const Running& running : running_) {
     const Request& request = *running.request;
     if (running.num_draws == 0 || request.codes.empty()) return 1;
+    // Drafts that only the host can make.
+    if (request.draft_window > 1 && (request.adapts_window || keeps_table(request.draft_source))) return 1;
     num_tokens += running.num_draws * static_cast<int32_t>(running.rows.size());
     // A step yields as many tokens as it draws at most, and no window may reach beyond the end.
     const int32_t left = request.num_image_tokens - static_cast<int32_t>(request.codes.size());
@@ -267,6 +324,7 @@ void Scheduler::again(StepPlan& plan) {
 }
 
 void Scheduler::fill(StepPlan& plan) {
+  prepare_drafts();
   plan.counts() = {};
   plan.num_scores = 0;
   append(plan.query_start_loc, 0, int32_t{0});
@@ -290,17 +348,18 @@ void Scheduler::fill(StepPlan& plan) {
 // Keeps the drafts that were redrawn as they are, and the first token that was not. False when that is no number.
 bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   Request& request = *running.request;
-  const int32_t* tokens = plan.token.as<int32_t>() + running.first_draw;
-  const std::vector<int32_t> drawn(tokens, tokens + running.num_draws);
-  running.drafts.resize(running.num_draws - 1);
-  const int32_t accepted = accepted_length(running.drafts, drawn);
+  const std::span drawn(plan.token.as<int32_t>() + running.first_draw, running.num_draws);
+  const std::span log_probs(plan.log_prob.as<float>() + running.first_draw, running.num_draws);
+  running.draft.drafts.resize(running.num_draws - 1);
+  const int32_t accepted = accepted_length(running.draft.drafts, drawn);
   if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
-  for (int32_t i = 0; i < accepted; ++i) {
+  for (int32_t i = 0; i < accepted; ++i)
     if (drawn[i] < 0) return false;
-    request.codes.push_back(drawn[i]);
-    request.log_probs.push_back(plan.log_prob.as<float>()[running.first_draw + i]);
-  }
+  request.codes.insert(request.codes.end(), drawn.begin(), drawn.begin() + accepted);
+  request.log_probs.insert(request.log_probs.end(), log_probs.begin(), log_probs.begin() + accepted);
   request.accepted_lens.push_back(accepted);
+  request.draft_counts.add(running.num_draws - 1, accepted - 1);
+  draft_counts_.add(running.num_draws - 1, accepted - 1);
   request.num_done = static_cast<int32_t>(request.codes.size());
   append(plan.last_code, running.slot, request.codes.back());
   for (Sequence& row : running.rows) {
@@ -308,9 +367,8 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
     // The drafts that were right have their keys and values already.
     row.num_computed += accepted - 1;
   }
-  // What was redrawn behind the first wrong draft is a better guess than the draft was. -1 can not be guessed.
-  running.drafts.clear();
-  for (size_t i = accepted; i < drawn.size() && drawn[i] >= 0; ++i) running.drafts.push_back(drawn[i]);
+  take_redraws(running.draft, accepted, drawn, log_probs, acceptance_);
+  if (learns_drafts_ && request.draft_window > 1) learn_codes(running.draft, accepted, context_table_);
   return true;
 }
 

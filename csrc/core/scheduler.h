@@ -6,9 +6,9 @@
 // rest of the budget goes to prompts, in chunks.
 //
 // A pair is sampled in the step that computes the last known token of both its rows. Behind that token a row may carry
-// drafts: each is redrawn with its position's own noise, the longest run that comes out equal is kept together with the
-// token after it, and what was redrawn behind that is the next step's draft (Jacobi iteration with coupled noise). How
-// many drafts a step carries changes its cost and never its result. Not thread-safe: the engine guards it.
+// drafts: each is redrawn with its position's own noise, and the longest run that comes out equal is kept together with
+// the token after it (draft.h). How many drafts a step carries changes its cost and never its result. Not thread-safe:
+// the engine guards it.
 #pragma once
 
 #include <deque>
@@ -18,6 +18,7 @@
 
 #include "core/block_allocator.h"
 #include "core/request.h"
+#include "core/step_cost.h"
 #include "core/step_plan.h"
 
 namespace simplear {
@@ -53,6 +54,9 @@ class Scheduler {
   // Takes the step's sampled tokens over; requests that end free their blocks at once.
   void commit(const StepPlan& plan, std::span<const float> logits);
 
+  // Notes how long the step took that `plan` describes; before commit().
+  void observe(const StepPlan& plan, double seconds);
+
   // Ends every request with this error.
   void fail_all(ErrorKind kind, const std::string& message);
 
@@ -68,6 +72,10 @@ class Scheduler {
   int32_t num_waiting() const { return static_cast<int32_t>(queue_.size()); }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   const BlockAllocator& allocator() const { return allocator_; }
+  const DraftCounts& draft_counts() const { return draft_counts_; }  // of all requests since the start
+  ContextTable& context_table() { return context_table_; }
+  bool learns_drafts() const { return learns_drafts_; }
+  void set_learns_drafts(bool learns) { learns_drafts_ = learns; }
 
  private:
   struct Sequence {
@@ -82,7 +90,8 @@ class Scheduler {
     std::shared_ptr<Request> request;
     std::vector<Sequence> rows;  // conditional, then unconditional
     int32_t slot = 0;
-    std::vector<int32_t> drafts;  // guesses for the codes behind the known ones
+    DraftState draft;
+    int32_t num_drafts_wanted = 0;
     // Of the step under way.
     int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
@@ -94,6 +103,7 @@ class Scheduler {
   void drop_cancelled();
   void fill(StepPlan& plan);
   void skip_filled(Sequence& row) const;
+  void prepare_drafts();
   void schedule(Running& running, StepPlan& plan, int32_t reserved_rows);
   void schedule_scores(Running& running, StepPlan& plan);
   void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
@@ -107,6 +117,11 @@ class Scheduler {
   std::deque<std::shared_ptr<Request>> queue_;
   std::vector<Running> running_;  // in order of admission
   std::vector<int32_t> free_slots_;
+  ContextTable context_table_;
+  bool learns_drafts_ = true;
+  Acceptance acceptance_;
+  StepCost step_cost_;
+  DraftCounts draft_counts_;
 };
 
 }  // namespace simplear

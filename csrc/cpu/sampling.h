@@ -53,6 +53,13 @@ inline ChunkResult sample_chunk(const float* z, int64_t first, int64_t count, fl
   for (int lane = 0; lane < kLanes; ++lane) code[lane] = static_cast<int32_t>(first) + lane;
   alignas(64) float noise[kNoiseCodes] = {};
   for (int64_t block = 0; block < count; block += kNoiseCodes) {
+    Vec block_top = splat(-INFINITY);
+    for (int64_t i = 0; i < kNoiseCodes; i += kLanes) block_top = max(load(masked + block + i), block_top);
+    // Noise is most of the work, and top-k leaves few codes that need it.
+    if (reduce_max(block_top) == -INFINITY) {
+      code += kNoiseCodes;
+      continue;
+    }
     if (!greedy) gumbel_noise(seed, static_cast<uint32_t>(position), static_cast<uint32_t>(first + block), noise);
     for (int64_t i = 0; i < kNoiseCodes; i += kLanes, code += kLanes) {
       const Vec value = load(masked + block + i), score = value + load(noise + i);
@@ -134,10 +141,34 @@ inline float upper_threshold(const float* z, int64_t n, double target, const Wei
   return from_sort_key(prefix);
 }
 
+// The k-th largest of z, k in 1 .. kSmallTopK: one pass that looks closer only where a block holds something larger.
+constexpr int32_t kSmallTopK = 64;
+inline float kth_largest(const float* z, int64_t n, int32_t k) {
+  constexpr int64_t kBlock = 4 * kLanes;
+  float top[kSmallTopK];  // descending
+  for (int32_t i = 0; i < k; ++i) top[i] = -INFINITY;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    if (end - begin == kBlock) {
+      Vec block_top = load(z + begin);
+      for (int64_t i = kLanes; i < kBlock; i += kLanes) block_top = max(load(z + begin + i), block_top);
+      if (!(reduce_max(block_top) > top[k - 1])) continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      if (!(z[i] > top[k - 1])) continue;
+      int32_t at = k - 1;
+      for (; at > 0 && top[at - 1] < z[i]; --at) top[at] = top[at - 1];
+      top[at] = z[i];
+    }
+  }
+  return top[k - 1];
+}
+
 // The smallest z that top_k, then top_p leave of all n.
 inline float allowed_threshold(const float* z, int64_t n, int32_t top_k, float top_p) {
   float threshold = -INFINITY;
-  if (top_k < n) threshold = upper_threshold(z, n, top_k, [](float) { return 1.0; });
+  if (top_k < n && top_k <= kSmallTopK) threshold = kth_largest(z, n, top_k);
+  else if (top_k < n) threshold = upper_threshold(z, n, top_k, [](float) { return 1.0; });
   if (top_p < 1.0f) {
     float top = -INFINITY;
     for (int64_t v = 0; v < n; ++v) top = z[v] > top ? z[v] : top;

@@ -33,6 +33,7 @@ REWARDS: dict[str, str] = {
     "ocr": "simplear_train.rewards.ocr:OcrReward",
     "detector": "simplear_train.rewards.object_count:DetectorReward",
     "http": "simplear_train.rewards.http_service:HttpReward",
+    "named_colour": "simplear_train.rewards.named_colour:NamedColourReward",
 }
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,92 @@
+"""Configs say everything, and say it right."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+from simplear_engine.errors import InvalidRequestError
+from simplear_train.config_file import CONFIGS, config_path, from_dict, read_config, to_toml
+from simplear_train.grpo import GrpoConfig
+from simplear_train.pretrain import PretrainConfig
+from simplear_train.rewards import REWARDS
+from simplear_train.sft import SftConfig
+
+SCHEMAS = {"pretrain": PretrainConfig, "sft": SftConfig, "grpo": GrpoConfig}
+
+
+def schema_of(path):
+    return next(schema for stage, schema in SCHEMAS.items() if f"-{stage}" in path.stem)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_config_of_the_package_is_valid_and_survives_being_written_out(path, tmp_path):
+    config = read_config(schema_of(path), path)
+    (tmp_path / "again.toml").write_text(to_toml(config))
+    assert read_config(schema_of(path), tmp_path / "again.toml") == config
+    for reward in getattr(config, "rewards", ()):
+        assert reward.name in REWARDS
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+def test_simplears_values_are_the_papers(size):
+    pretrain = read_config(PretrainConfig, config_path(f"simplear-{size}-pretrain-512"))
+    sft = read_config(SftConfig, config_path(f"simplear-{size}-sft-1024"))
+    grpo = read_config(GrpoConfig, config_path(f"simplear-{size}-grpo-1024"))
+    assert (pretrain.loop.learning_rate, sft.loop.learning_rate, grpo.loop.learning_rate) == (1e-4, 2e-5, 1e-6)
+    assert pretrain.data.batch_size == sft.data.batch_size == 256
+    for stage in (pretrain, sft):
+        assert stage.loss.rows == "all" and stage.data.captions.drop == 0.1 and stage.data.captions.styles == "simplear"
+        assert (stage.loop.schedule, stage.loop.weight_decay, stage.loop.decay) == ("constant", 0.01, "but_biases")
+    assert (grpo.rollout.prompts_per_step, grpo.rollout.group_size, grpo.objective.beta) == (7, 4, 0.04)
+    assert grpo.rollout.prompt_prefix == "A photo of " and grpo.rollout.guidance_scale == 1
+
+
+GOOD = "[[data.sources]]\nfolder = 'a'\n"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (GOOD + "[loop]\nlearningrate = 1e-4", r"unknown key loop.learningrate; did you mean loop.learning_rate\?"),
+        (GOOD + "[loop]\nsteps = 1.5", "loop.steps: expected an integer, found 1.5"),
+        (GOOD + "[loop]\nsteps = true", "loop.steps: expected an integer, found True"),
+        (GOOD + '[loop]\nschedule = "linear"', 'loop.schedule: expected "constant" or "cosine"'),
+        ("data = 3", "data: expected a table, found 3"),
+        ("", "data: expected a table, found nothing"),
+        ("[data]\nsources = [{sampling = 'all'}]", r"data.sources\[0\].folder: expected a string, found nothing"),
+        ("steps = ", "not TOML"),
+    ],
+)
+def test_a_wrong_config_is_an_error_that_names_the_key(tmp_path, text, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        read_config(SftConfig, write(tmp_path, text))
+
+
+def test_single_values_are_replaced_from_the_command_line(tmp_path):
+    path = write(tmp_path, GOOD)
+    settings = ("loop.steps=7", "start=my/folder", "data.sources=[{folder='b'}]", "loop.report_to=['wandb']")
+    config = read_config(SftConfig, path, settings)
+    assert (config.loop.steps, config.start, config.data.sources[0].folder) == (7, "my/folder", "b")
+    assert config.loop.report_to == ("wandb",)
+    with pytest.raises(InvalidRequestError, match="expected table.key=value"):
+        read_config(SftConfig, path, ("loop.steps",))
+
+
+def test_an_unknown_config_name_lists_those_that_exist():
+    with pytest.raises(InvalidRequestError, match="default-sft"):
+        config_path("no-such-config")
+
+
+def test_whole_numbers_are_numbers():
+    assert (
+        from_dict(
+            SftConfig, {"data": {"sources": [{"folder": "a"}]}, "loop": {"learning_rate": 1}}, "x"
+        ).loop.learning_rate
+        == 1.0
+    )
