@@ -1,6 +1,7 @@
 """The engine's tensors: borrowed, not copied, and readable by everybody who speaks DLPack."""
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -110,3 +111,27 @@ def test_bfloat16_rounds_like_numpy(isa):
     weight = pack_array(np.eye(8, dtype=np.float32), "float32", pool)
     all_ops()["linear"].run(isa, pool, {"x": _C.Tensor.from_numpy(values), "weight": weight, "y": y})
     np.testing.assert_array_equal(decode_bfloat16(y.numpy()), decode_bfloat16(encode_bfloat16(values)))
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("megabytes", [0.0625, 0.7, 1, 3, 17])
+def test_memory_is_zero_and_returns_to_the_system_while_neighbours_live(megabytes):
+    count = int(96 / megabytes)
+    before = resident_bytes()
+    tensors = [_C.Tensor.zeros([int(megabytes * (1 << 20))], "uint8") for _ in range(count)]
+    arrays = [tensor.numpy() for tensor in tensors]
+    for array in arrays:
+        assert not array.any()
+        array[:] = 255
+    assert resident_bytes() - before > 80 << 20
+    survivor = arrays[count // 2]
+    del tensors, arrays, array
+    gc.collect()
+    assert resident_bytes() - before < (8 << 20) + survivor.nbytes
+    assert (survivor == 255).all()
+    assert not _C.Tensor.zeros([survivor.nbytes], "uint8").numpy().any()

@@ -22,6 +22,36 @@ constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
 constexpr int kMaxTileColumns = kMaxTileVecs * kLanes;
 static_assert(kPanelRows % kMaxTileColumns == 0);
 
+// What a pass over a part of a panel asks for meanwhile: the next kLines lines at every step of k, 256 bytes of it
+// each, until it has asked for its share. They go to the second-level cache, because a core has few requests of the
+// first level to spare.
+template <int kLines>
+struct Ahead {
+  const char* line;
+  int64_t end;  // of the steps that ask, in bytes of the pass
+
+  inline void operator()(int64_t step_bytes) const {
+    if (step_bytes >= end) return;
+#pragma GCC unroll 4
+    for (int i = 0; i < kLines; ++i) asm volatile("prefetcht2 %0" ::"m"(line[step_bytes / 4 * kLines + i * 64]));
+  }
+};
+template <>
+struct Ahead<0> {
+  inline void operator()(int64_t) const {}
+};
+using NothingAhead = Ahead<0>;
+
+// Keeps a loaded vector in its register: GCC would rather load it again for every row, and loads are what runs out.
+template <class V>
+inline void keep_in_register(V& v) {
+#if defined(__AVX512F__)
+  asm volatile("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm volatile("" : "+x"(v));
+#endif
+}
+
 template <int MR, int NV>
 struct Tile {
   Vec acc[MR][NV];
@@ -48,11 +78,13 @@ struct Tile {
   }
 
   // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
-  inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k) {
+  template <class A = NothingAhead>
+  inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
+      ahead(i * kPanelRows * 4);
       Vec weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) weights[v] = load(w + v * kLanes);
+      for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = load(w + v * kLanes));
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const Vec xr = splat(x[r][i]);
@@ -63,11 +95,13 @@ struct Tile {
   }
 
   // As above for bfloat16; k is even.
-  inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k) {
+  template <class A = NothingAhead>
+  inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
+      ahead(i * kPanelRows * 2);
       VecU pairs[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) pairs[v] = load_as<VecU>(w + v * kLanes * 2);
+      for (int v = 0; v < NV; ++v) keep_in_register(pairs[v] = load_as<VecU>(w + v * kLanes * 2));
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         uint32_t pair;

@@ -78,28 +78,28 @@ inline Vec gumbel(VecU bits) {
 }
 
 // Lanes 0 .. L/2 - 1 of a and b by turns; and lanes L/2 .. L - 1.
-inline Vec zip_low(Vec a, Vec b) {
+inline VecU zip_low(VecU a, VecU b) {
   VecI lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = i / 2 + i % 2 * kLanes;
   return __builtin_shuffle(a, b, lanes);
 }
-inline Vec zip_high(Vec a, Vec b) {
+inline VecU zip_high(VecU a, VecU b) {
   VecI lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = kLanes / 2 + i / 2 + i % 2 * kLanes;
   return __builtin_shuffle(a, b, lanes);
 }
 
 // out[4 i + w] = lane i of the w-th vector.
-inline void store_interleaved(Vec a, Vec b, Vec c, Vec d, float* out) {
-  const Vec even_low = zip_low(a, c), even_high = zip_high(a, c), odd_low = zip_low(b, d), odd_high = zip_high(b, d);
+inline void store_interleaved(VecU a, VecU b, VecU c, VecU d, uint32_t* out) {
+  const VecU even_low = zip_low(a, c), even_high = zip_high(a, c), odd_low = zip_low(b, d), odd_high = zip_high(b, d);
   store(out, zip_low(even_low, odd_low));
   store(out + kLanes, zip_high(even_low, odd_low));
   store(out + 2 * kLanes, zip_low(even_high, odd_high));
   store(out + 3 * kLanes, zip_high(even_high, odd_high));
 }
 
-// noise[i] for codes first .. first + kNoiseCodes - 1; first is a multiple of 4.
-inline void gumbel_noise(uint64_t seed, uint32_t position, uint32_t first, float* noise) {
+// bits[i] for codes first .. first + kNoiseCodes - 1, which gumbel() makes noise of; first is a multiple of 4.
+inline void random_bits(uint64_t seed, uint32_t position, uint32_t first, uint32_t* bits) {
   VecU c0, c1 = splat(position), c2{}, c3{};
   for (int i = 0; i < kLanes; ++i) c0[i] = first / 4 + static_cast<uint32_t>(i);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
@@ -114,7 +114,12 @@ inline void gumbel_noise(uint64_t seed, uint32_t position, uint32_t first, float
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
-  store_interleaved(gumbel(c0), gumbel(c1), gumbel(c2), gumbel(c3), noise);
+  store_interleaved(c0, c1, c2, c3, bits);
+}
+
+// A number that gumbel(bits) is not above minus the logarithm of: -log(1 - v) >= v, and rounding here is downwards.
+inline Vec noise_bound(VecU bits) {
+  return __builtin_convertvector(reinterpret_cast<VecI>(bits >> 8), Vec) * 5.9604644775390625e-8f;
 }
 
 }  // namespace simplear::SIMPLEAR_ISA

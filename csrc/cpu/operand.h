@@ -51,38 +51,43 @@ inline float mean_square(const float* x, int64_t n) {
   return total / static_cast<float>(n);
 }
 
-// Elements [i, i + count) of a row, normalised where `norm` is given; zeros behind them up to kQuantGroup.
+constexpr int kGroupVecs = kQuantGroup / kLanes;
+using Group = Vec[kGroupVecs];  // kQuantGroup neighbours of a row
+
+// Elements [i, i + kQuantGroup) of a row of k, normalised where `norm` is given; zeros behind its end.
 template <class X, class W>
-inline void load_chunk(const X* x, const W* norm, float scale, int64_t i, int64_t count, float* out) {
-  if (count == kQuantGroup) {
-    for (int v = 0; v < kQuantGroup; v += kLanes) {
-      const Vec value = load(x + i + v);
-      store(out + v, norm ? value * scale * load(norm + i + v) : value);
+inline void load_group(const X* x, const W* norm, float scale, int64_t i, int64_t k, Group& group) {
+  if (i + kQuantGroup <= k) {
+    for (int v = 0; v < kGroupVecs; ++v) {
+      group[v] = load(x + i + v * kLanes);
+      if (norm) group[v] = group[v] * scale * load(norm + i + v * kLanes);
     }
     return;
   }
-  for (int j = 0; j < kQuantGroup; ++j)
-    out[j] = j >= count ? 0.0f : norm ? to_float(x[i + j]) * scale * to_float(norm[i + j]) : to_float(x[i + j]);
+  float values[kQuantGroup] = {};
+  for (int64_t j = 0; i + j < k; ++j)
+    values[j] = norm ? to_float(x[i + j]) * scale * to_float(norm[i + j]) : to_float(x[i + j]);
+  for (int v = 0; v < kGroupVecs; ++v) group[v] = load(values + v * kLanes);
 }
 
-// 32 numbers to integers in -127..127 with one scale. Numbers that are not finite give a scale that is none.
-inline void quantize_group(const float* x, int zero, int8_t* q, float* scale, int32_t* offset) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  Vec most{}, nothing{};
-  for (int v = 0; v < kQuantGroup; v += kLanes) {
-    const Vec value = load(x + v);
-    most = max(reinterpret_cast<Vec>(reinterpret_cast<VecI>(value) & 0x7fffffff), most);
-    nothing += value * 0.0f;
+// A group to integers in -127..127 with one scale. Numbers that are not finite give a scale that is none.
+inline void quantize_group(const Group& group, int zero, int8_t* q, float* scale, int32_t* offset) {
+  Vec most{};
+  VecI flaws{};
+  for (int v = 0; v < kGroupVecs; ++v) {
+    const VecI magnitude = reinterpret_cast<VecI>(group[v]) & 0x7fffffff;
+    most = max(reinterpret_cast<Vec>(magnitude), most);
+    flaws |= magnitude >= 0x7f800000;
   }
   const float largest = reduce_max(most);
-  *scale = (largest + reduce_add(nothing)) / 127.0f;
+  *scale = any(flaws) ? NAN : largest / 127.0f;
   const Vec inverse = splat(largest < 1e-35f ? 0.0f : 127.0f / largest);
   Vec sum{};
-  for (int v = 0; v < kQuantGroup; v += kLanes) {
+  for (int v = 0; v < kGroupVecs; ++v) {
     // The low mantissa bits now hold the rounded number.
-    const Vec shifted = load(x + v) * inverse + 12582912.0f;
-    const Bytes bytes = __builtin_convertvector(reinterpret_cast<VecI>(shifted) - 0x4b400000, Bytes);
-    std::memcpy(q + v, &bytes, sizeof(bytes));
+    const Vec shifted = group[v] * inverse + 12582912.0f;
+    const VecB bytes = __builtin_convertvector(reinterpret_cast<VecI>(shifted) - 0x4b400000, VecB);
+    std::memcpy(q + v * kLanes, &bytes, sizeof(bytes));
     sum += shifted - 12582912.0f;
   }
   // Sums of so small integers are exact. Where a number is none, so is the scale, and this does not matter.
@@ -98,18 +103,20 @@ inline void prepare_row(const RowSource& source, DType weights, const X* x, cons
   float* scales = reinterpret_cast<float*>(out + padded);
   int32_t* offsets = reinterpret_cast<int32_t*>(scales + padded / kQuantGroup);
   for (int64_t i = 0; i < padded; i += kQuantGroup) {
-    const int64_t count = k - i < kQuantGroup ? k - i : kQuantGroup;
-    float chunk[kQuantGroup];
-    load_chunk(x, norm, scale, i, count, chunk);
-    if (weights == DType::kFloat32) {
-      std::memcpy(out + i * 4, chunk, count * 4);
-    } else if (weights == DType::kBFloat16) {
-      uint16_t rounded[kQuantGroup];
-      for (int v = 0; v < kQuantGroup; v += kLanes) store(rounded + v, load(chunk + v));
-      std::memcpy(out + i * 2, rounded, count * 2);
-    } else {
+    Group group;
+    load_group(x, norm, scale, i, k, group);
+    if (is_quantized(weights)) {
       const int zero = weights == DType::kInt8 ? kInt8Zero : kInt4Zero;
-      quantize_group(chunk, zero, integers + i, scales + i / kQuantGroup, offsets + i / kQuantGroup);
+      quantize_group(group, zero, integers + i, scales + i / kQuantGroup, offsets + i / kQuantGroup);
+      continue;
+    }
+    const int64_t bytes = (k - i < kQuantGroup ? k - i : kQuantGroup) * static_cast<int64_t>(size_of(weights));
+    if (weights == DType::kFloat32) {
+      std::memcpy(out + i * 4, group, bytes);
+    } else {
+      uint16_t rounded[kQuantGroup];
+      for (int v = 0; v < kGroupVecs; ++v) store(rounded + v * kLanes, group[v]);
+      std::memcpy(out + i * 2, rounded, bytes);
     }
   }
 }

@@ -54,10 +54,11 @@ inline VecI dot4(VecI sum, VecU w, VecU x) {
 
 template <int MR, int NV, DType kWeights>
 struct QuantizedTile {
-  // Groups [first_group, end_group) of rows first_row .. first_row + MR - 1, added to `sums` (row_stride floats from
+  // Groups [first_group, end_group) of rows first_row .. first_row + MR - 1, added to `sums` (kPanelRows floats from
   // one row to the next) or, with the first group, put there. panel: its first byte; column: the tile's first in it.
+  template <class A>
   static inline void run(const Operand& x, int64_t first_row, const uint8_t* panel, int64_t column, float* sums,
-                         int64_t row_stride, int64_t first_group, int64_t end_group) {
+                         int64_t first_group, int64_t end_group, const A& ahead) {
     const int8_t* q[MR];
     const float* scales[MR];
     const int32_t* offsets[MR];
@@ -68,7 +69,7 @@ struct QuantizedTile {
     }
     Tile<MR, NV> tile;
     if (first_group == 0) tile.clear();
-    else tile.load_sums(sums, row_stride);
+    else tile.load_sums(sums, kPanelRows);
     for (int64_t g = first_group; g < end_group; ++g) {
       VecI dots[MR][NV];
 #pragma GCC unroll 32
@@ -77,10 +78,13 @@ struct QuantizedTile {
         for (int v = 0; v < NV; ++v) dots[r][v] = splat(offsets[r][g]);
       Vec weight_scales[NV];
       if constexpr (kWeights == DType::kInt8) {
-        add_int8(dots, q, panel + (g * kQuantGroup * kPanelRows + column * 4), g);
+        add_int8(dots, q, panel + (g * kQuantGroup * kPanelRows + column * 4), g, ahead,
+                 (g - first_group) * kQuantGroup * kPanelRows);
       } else {
         const uint8_t* block = panel + g / 2 * kInt4BlockBytes;
-        add_int4(dots, q, block + g % 2 * kInt4GroupBytes + column * 4, g);
+        add_int4(dots, q, block + g % 2 * kInt4GroupBytes + column * 4, g, ahead,
+                 (g / 2 - first_group / 2) * kInt4BlockBytes + g % 2 * kInt4GroupBytes);
+        if (g % 2) ahead((g / 2 - first_group / 2) * kInt4BlockBytes + 2 * kInt4GroupBytes);
         const uint16_t* stored = reinterpret_cast<const uint16_t*>(block + 2 * kInt4GroupBytes);
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) weight_scales[v] = load(stored + g % 2 * kPanelRows + column + v * kLanes);
@@ -103,7 +107,7 @@ struct QuantizedTile {
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) tile.acc[r][v] *= load(row_scales + v * kLanes);
     }
-    tile.store_sums(sums, row_stride);
+    tile.store_sums(sums, kPanelRows);
   }
 
  private:
@@ -114,12 +118,15 @@ struct QuantizedTile {
   }
 
   // w: this group's first line of the tile.
-  static inline void add_int8(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g) {
+  template <class A>
+  static inline void add_int8(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g,
+                              const A& ahead, int64_t bytes) {
 #pragma GCC unroll 8
     for (int j = 0; j < kQuantGroup / 4; ++j, w += kPanelRows * 4) {
+      ahead(bytes + j * kPanelRows * 4);
       VecU weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) weights[v] = load_as<VecU>(w + v * kLanes * 4);
+      for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = load_as<VecU>(w + v * kLanes * 4));
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
         const VecU xr = splat(four(q[r] + g * kQuantGroup + 4 * j));
@@ -129,24 +136,24 @@ struct QuantizedTile {
     }
   }
 
-  static inline void add_int4(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g) {
+  template <class A>
+  static inline void add_int4(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g,
+                              const A& ahead, int64_t bytes) {
 #pragma GCC unroll 8
     for (int j = 0; j < kQuantGroup / 8; ++j, w += kPanelRows * 4) {
-      VecU low[NV], high[NV];
+      ahead(bytes + j * kPanelRows * 4);
+      // One half after the other, so that sums and weights fit into the registers.
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        VecU weights[NV];
 #pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) {
-        const VecU both = load_as<VecU>(w + v * kLanes * 4);
-        low[v] = both & 0x0f0f0f0fu;
-        high[v] = both >> 4 & 0x0f0f0f0fu;
-      }
+        for (int v = 0; v < NV; ++v)
+          keep_in_register(weights[v] = load_as<VecU>(w + v * kLanes * 4) >> 4 * half & 0x0f0f0f0fu);
 #pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r) {
-        const int8_t* x = q[r] + g * kQuantGroup + 8 * j;
-        const VecU x_low = splat(four(x)), x_high = splat(four(x + 4));
+        for (int r = 0; r < MR; ++r) {
+          const VecU xr = splat(four(q[r] + g * kQuantGroup + 8 * j + 4 * half));
 #pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) {
-          dots[r][v] = dot4(dots[r][v], low[v], x_low);
-          dots[r][v] = dot4(dots[r][v], high[v], x_high);
+          for (int v = 0; v < NV; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
         }
       }
     }

@@ -48,26 +48,34 @@ inline ChunkResult sample_chunk(const float* z, int64_t first, int64_t count, fl
   for (int64_t i = count / kLanes * kLanes; i < count; ++i) finite &= z[i] - z[i] == 0.0f;
   ChunkResult result{reduce_max(top), 0.0f, -INFINITY, -1, 0.0f};
 
+  // Most codes are so far behind the best one that no noise could make up for it, and their noise is not computed.
+  // Noise g is at most -log v of a cheap v, so a code can win only if v <= exp(z - best score) = exp(z - max) * reach.
+  // Reach has room for the roundings in between; it matters for speed alone.
+  const float room = 1e-3f + 1e-6f * (result.max < 0 ? -result.max : result.max);
+  float reach = INFINITY;
   Vec sum{}, best_score = splat(-INFINITY);
-  VecI best = splat(int32_t{-1}), code;
-  for (int lane = 0; lane < kLanes; ++lane) code[lane] = static_cast<int32_t>(first) + lane;
-  alignas(64) float noise[kNoiseCodes] = {};
+  VecI best = splat(int32_t{-1}), lane_index;
+  for (int lane = 0; lane < kLanes; ++lane) lane_index[lane] = lane;
+  alignas(64) uint32_t bits[kNoiseCodes] = {};
   for (int64_t block = 0; block < count; block += kNoiseCodes) {
+    // Top-k leaves few codes, and most blocks none.
     Vec block_top = splat(-INFINITY);
-    for (int64_t i = 0; i < kNoiseCodes; i += kLanes) block_top = max(load(masked + block + i), block_top);
-    // Noise is most of the work, and top-k leaves few codes that need it.
-    if (reduce_max(block_top) == -INFINITY) {
-      code += kNoiseCodes;
-      continue;
-    }
-    if (!greedy) gumbel_noise(seed, static_cast<uint32_t>(position), static_cast<uint32_t>(first + block), noise);
-    for (int64_t i = 0; i < kNoiseCodes; i += kLanes, code += kLanes) {
-      const Vec value = load(masked + block + i), score = value + load(noise + i);
-      sum += exp(value - result.max);
+    for (int i = 0; i < kNoiseCodes; i += kLanes) block_top = max(load(masked + block + i), block_top);
+    if (reduce_max(block_top) == -INFINITY) continue;
+    const int32_t code = static_cast<int32_t>(first + block);
+    if (!greedy) random_bits(seed, static_cast<uint32_t>(position), static_cast<uint32_t>(code), bits);
+    for (int i = 0; i < kNoiseCodes; i += kLanes) {
+      const Vec value = load(masked + block + i), weight = exp(value - result.max);
+      const VecU drawn = load_as<VecU>(bits + i);
+      sum += weight;
+      if (!greedy && !any(noise_bound(drawn) <= weight * reach)) continue;
+      const Vec score = greedy ? value : value + gumbel(drawn);
       // Strictly better: the lowest code of a lane wins a tie.
       const VecI better = score > best_score;
+      if (!any(better)) continue;
       best_score = better ? score : best_score;
-      best = better ? code : best;
+      best = better ? lane_index + (code + i) : best;
+      reach = exp(splat(result.max - reduce_max(best_score) + room))[0];
     }
   }
   result.sum = finite ? reduce_add(sum) : NAN;

@@ -57,6 +57,7 @@ inline V load_as(const void* p) {
 }
 inline Vec load(const float* p) { return load_as<Vec>(p); }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof(v)); }
 
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
@@ -148,6 +149,19 @@ inline float reduce_add(Vec v) {
 }
 inline float reduce_max(Vec v) {
   return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// Whether any lane of a comparison holds.
+inline bool any(VecI mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  int32_t all = 0;
+  for (int lane = 0; lane < kLanes; ++lane) all |= mask[lane];
+  return all != 0;
+#endif
 }
 
 // exp(x), relative error below 2e-7 on [-87, 88]; 0 below -87.3, saturates above 88. NaN stays NaN.
