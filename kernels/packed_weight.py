@@ -8,10 +8,11 @@ import numpy as np
 
 from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
 from simplear_engine.errors import UnsupportedError
-from simplear_engine.kernels import quantization
+from simplear_engine.kernels import float8, quantization
 from simplear_engine.kernels.quantization import QUANTIZED
 
-WEIGHT = ("float32", "bfloat16", *QUANTIZED)
+WEIGHT = ("float32", "bfloat16", *QUANTIZED)  # on a CPU
+ANY_WEIGHT = (*WEIGHT, float8.NAME)
 TURN_ROWS = 32  # of each matrix, where two are packed by turns
 
 
@@ -65,6 +66,9 @@ class ReferenceWeight:
         self.dtype = dtype
         if dtype in QUANTIZED:
             self._quantized = quantization.quantize_weight(weight, dtype)
+        elif dtype == float8.NAME:
+            codes, scales = float8.quantize_rows(weight)
+            self._values = float8.decode(codes).astype(np.float64) * scales[:, None]
         else:
             self._values = _rounded(weight, dtype).astype(np.float64)
 
@@ -72,7 +76,9 @@ class ReferenceWeight:
         """float32 [N, K] -> float32 [N, M]: x is rounded as the weights' type wants it."""
         if self.dtype in QUANTIZED:
             return quantization.product(quantization.quantize_rows(x), self._quantized).astype(np.float32)
-        return (_rounded(x, self.dtype).astype(np.float64) @ self._values.T).astype(np.float32)
+        return (
+            _rounded(x, "float32" if self.dtype == "float32" else "bfloat16").astype(np.float64) @ self._values.T
+        ).astype(np.float32)
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

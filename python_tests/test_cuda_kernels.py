@@ -5,12 +5,15 @@ for it and not before, and ends a barrier that not all reach in an error. It say
 cores add in an order of their own.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simplear_engine import _C
 from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
 from simplear_engine.errors import UnsupportedError
+from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import Case, all_ops
 from simplear_engine.kernels.quantization import QUANTIZED
 from simplear_engine.kernels.weight_tiles import pack_tiles
@@ -21,7 +24,12 @@ SIMULATED = [name for name, impls in _C.cuda_op_impls().items() if "simt" in imp
 
 
 def cases(name):
-    return [case for case in OPS[name].test_cases if case.dtypes.get("weight") not in QUANTIZED]
+    """What a GPU takes of an op's cases, and those with bfloat16 weights once more in float8."""
+    for case in OPS[name].test_cases:
+        if case.dtypes.get("weight") not in QUANTIZED:
+            yield case
+        if case.dtypes.get("weight") == "bfloat16":
+            yield replace(case, dtypes={**case.dtypes, "weight": float8.NAME})
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +77,12 @@ def rounded(array):
     return _C.Tensor.from_numpy(encode_bfloat16(array), "bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", float8.NAME])
 @pytest.mark.parametrize("num_rows", [3, 11, 29])
-def test_row_of_a_product_is_the_same_alone_and_in_a_crowd(run, num_rows):
+def test_row_of_a_product_is_the_same_alone_and_in_a_crowd(run, num_rows, dtype):
     rng = np.random.default_rng(num_rows)
     x = rng.standard_normal((num_rows, 300)).astype(np.float32)
-    norm, weight = tensor(np.ones(300, np.float32)), pack_tiles([rng.standard_normal((40, 300))], "bfloat16")
+    norm, weight = tensor(np.ones(300, np.float32)), pack_tiles([rng.standard_normal((40, 300))], dtype)
 
     def product(rows):
         y = tensor(np.full((len(rows), 40), np.nan, np.float32))
@@ -167,5 +176,35 @@ def test_weights_that_no_gpu_kernel_takes_are_refused(name, pool):
     trial = SimtTrial(OPS[name], Case(case.axes, {**case.dtypes, "weight": "float32"}, case.scalars), pool)
     packed = trial._args["weight"]
     trial._args["weight"] = type(packed)(_C.Tensor.zeros(packed.storage.shape, "int8"), packed.shape)
-    with pytest.raises(UnsupportedError, match=f"{name}.weight: expected float32 or bfloat16 on a GPU, got int8"):
+    with pytest.raises(
+        UnsupportedError, match=f"{name}.weight: expected float32, bfloat16 or float8_e4m3 on a GPU, got int8"
+    ):
         trial.run()
+
+
+def test_float8_is_rounded_to_nearest_even():
+    torch = pytest.importorskip("torch")
+    codes = np.arange(256, dtype=np.uint8)
+    numbers = float8.decode(codes)[codes & 127 != 127]
+    ordered = np.unique(numbers)
+    values = np.concatenate(
+        [numbers, (ordered[1:] + ordered[:-1]) / 2, np.linspace(-448, 448, 10001, dtype=np.float32)]
+    )
+    expected = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(float8.encode(values), expected)
+
+
+@pytest.mark.parametrize("num_groups, resident", [(1, 3), (112, 1), (144, 2), (500, 2), (608, 2), (609, 4), (8000, 3)])
+def test_blocks_cover_all_groups_and_no_multiprocessor_has_more_than_it_must(num_groups, resident):
+    multiprocessors = 132
+    per_block, blocks = _C.divide_groups(num_groups, multiprocessors, resident)
+    assert (blocks - 1) * per_block < num_groups <= blocks * per_block
+    assert blocks <= multiprocessors * resident
+    # One block for each multiprocessor would do as well or worse.
+    assert per_block * -(-blocks // multiprocessors) <= -(-num_groups // multiprocessors)
+
+
+def test_blocks_take_the_fewest_rows_that_cover_a_step_and_fit():
+    sizes = [100, 150, 250]
+    assert [_C.row_groups(rows, 250, sizes) for rows in (1, 8, 9, 16, 17, 500)] == [1, 1, 2, 2, 4, 4]
+    assert [_C.row_groups(500, bytes, sizes) for bytes in (249, 149, 99)] == [2, 1, 0]

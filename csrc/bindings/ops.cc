@@ -16,6 +16,7 @@
 #include "cpu/pack.h"
 #include "cuda/device_program.h"
 #include "cuda/op.h"
+#include "kernels/common/product_shape.h"
 #include "simt/grid.h"
 
 namespace py = pybind11;
@@ -178,6 +179,19 @@ void bind_ops(py::module_& m) {
         return found;
       },
       "{op: [\"cuda\", \"simt\"]}: kernels for a GPU, and the same kernels simulated on the host.");
+  m.def(
+      "divide_groups",
+      [](int32_t num_groups, int32_t num_multiprocessors, int32_t resident) {
+        const ProductBlocks blocks = divide_groups(num_groups, num_multiprocessors, resident);
+        return py::make_tuple(blocks.groups_per_block, blocks.num_blocks);
+      },
+      "How the kernels cut a product into blocks (kernels/common/product_shape.h).");
+  m.def(
+      "row_groups",
+      [](int64_t num_rows, int64_t max_bytes, std::array<int64_t, 3> bytes) {
+        return row_groups(num_rows, max_bytes, {bytes[0], bytes[1], bytes[2]});
+      },
+      "How many groups of 8 rows a block takes at once.");
   m.def("set_simt_seed", &simt::set_schedule_seed, py::arg("seed"),
         "Chooses the order in which simulated threads and blocks run.");
   m.def("op_fields", [](const std::string& name) {

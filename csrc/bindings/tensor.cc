@@ -15,19 +15,21 @@ namespace simplear {
 
 DType dtype_from_name(const std::string& name) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt32, DType::kInt64, DType::kUInt64,
-                      DType::kUInt8, DType::kInt8, DType::kInt4})
+                      DType::kUInt8, DType::kInt8, DType::kInt4, DType::kFloat8E4M3})
     if (name == name_of(dtype)) return dtype;
   fail(ErrorKind::kInvalidRequest,
-       "dtype: expected float32, bfloat16, float16, int32, int64, uint64, uint8, int8 or int4, got ", name);
+       "dtype: expected float32, bfloat16, float16, int32, int64, uint64, uint8, int8, int4 or float8_e4m3, got ",
+       name);
 }
 
 namespace {
 
-// NumPy has no bfloat16 and no int4; their bits travel as uint16 and uint8.
+// NumPy has no bfloat16, no int4 and no float8; their bits travel as uint16 and uint8.
 py::dtype numpy_dtype(DType dtype) {
   switch (dtype) {
     case DType::kBFloat16: return py::dtype("uint16");
-    case DType::kInt4: return py::dtype("uint8");
+    case DType::kInt4:
+    case DType::kFloat8E4M3: return py::dtype("uint8");
     default: return py::dtype(name_of(dtype));
   }
 }

@@ -9,7 +9,18 @@
 
 namespace simplear {
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt32, kInt64, kUInt64, kUInt8, kInt8, kInt4 };
+enum class DType : int32_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt32,
+  kInt64,
+  kUInt64,
+  kUInt8,
+  kInt8,
+  kInt4,
+  kFloat8E4M3
+};
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -22,6 +33,7 @@ constexpr size_t size_of(DType dtype) {
     case DType::kUInt8: return 1;
     case DType::kInt8: return 1;
     case DType::kInt4: return 1;
+    case DType::kFloat8E4M3: return 1;
   }
   return 0;
 }
@@ -37,6 +49,7 @@ constexpr const char* name_of(DType dtype) {
     case DType::kUInt8: return "uint8";
     case DType::kInt8: return "int8";
     case DType::kInt4: return "int4";
+    case DType::kFloat8E4M3: return "float8_e4m3";
   }
   return "?";
 }

@@ -114,6 +114,24 @@ __device__ inline void multiply_add_bf16(float (&c)[4], uint32_t a0, uint32_t a1
 #endif
 }
 
+// Four float8_e4m3 numbers as bfloat16, exactly: bytes 0 and 2 of the word become the low and the high half of `even`,
+// bytes 1 and 3 those of `odd`. The bits of a float8 are those of a bfloat16 whose exponent is 120 too small; numbers
+// only, a NaN is read as 480.
+__device__ inline uint32_t times_2_to_120(uint32_t pair) {
+#if defined(__CUDACC__)
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(pair), "r"(0x7b807b80u), "r"(0x80008000u));
+  return product;
+#else
+  const float low = __uint_as_float(pair << 16) * 0x1p120f, high = __uint_as_float(pair & 0xffff0000u) * 0x1p120f;
+  return __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u);
+#endif
+}
+__device__ inline void widen_float8(uint32_t word, uint32_t& even, uint32_t& odd) {
+  even = times_2_to_120((word & 0x00800080u) << 8 | (word & 0x007f007fu) << 4);
+  odd = times_2_to_120((word & 0x80008000u) | (word & 0x7f007f00u) >> 4);
+}
+
 // Four matrices of 8 x 8 numbers of 16 bits out of shared memory, each transposed: row i % 8 of matrix i / 8 is the 16
 // bytes that lane i points to, and of matrix m lane 4 g + t gets column g of rows 2 t and 2 t + 1.
 __device__ inline void load_transposed(uint32_t (&to)[4], const void* row) {

@@ -37,7 +37,7 @@ __device__ inline void store4(uint16_t* to, const float4& x) {
 
 // One row, by one warp.
 template <class W, class X, class N>
-__device__ void load_row(const X* x, const N* norm, float eps, int k, W* to) {
+__device__ void load_row(const X* x, const N* norm, float eps, int k, Activation<W>* to) {
   const int lane = threadIdx.x % 32;
   const bool by_four = k % 4 == 0;
   float scale = 1.0f;
@@ -77,36 +77,51 @@ __device__ void load_row(const X* x, const N* norm, float eps, int k, W* to) {
 
 // rows(r): row of x that becomes row r, or -1 for one of zeros. The caller synchronizes.
 template <class W, class Rows>
-__device__ void load_activations(const ActivationSource& source, int num_rows, const Rows& rows, W* to) {
+__device__ void load_activations(const ActivationSource& source, int num_rows, const Rows& rows, Activation<W>* to) {
   const int k = source.k;
   const int64_t stride = activation_stride<W>(k);
   for (int r = threadIdx.x / 32; r < num_rows; r += kSlices) {
     const int64_t row = rows(r);
-    W* const at = to + r * stride;
+    Activation<W>* const at = to + r * stride;
     if (row < 0) {
       for (int i = threadIdx.x % 32; i < stride; i += 32) store(at + i, 0.0f);
       continue;
     }
     const auto with_norm = [&](auto* x) {
       if (source.norm_weight.dtype == DType::kBFloat16)
-        load_row(x, static_cast<const uint16_t*>(source.norm_weight.data), source.eps, k, at);
-      else load_row(x, static_cast<const float*>(source.norm_weight.data), source.eps, k, at);
+        load_row<W>(x, static_cast<const uint16_t*>(source.norm_weight.data), source.eps, k, at);
+      else load_row<W>(x, static_cast<const float*>(source.norm_weight.data), source.eps, k, at);
     };
     if (source.x.dtype == DType::kBFloat16) with_norm(static_cast<const uint16_t*>(source.x.data) + row * k);
     else with_norm(static_cast<const float*>(source.x.data) + row * k);
   }
 }
 
-// Calls run(std::integral_constant<int, groups>) with as many groups of 8 rows at once as `num_rows` want and shared
-// memory holds. Product<W, groups>: the SkinnyProduct of an op.
+// Calls run.template operator()<W, groups>() with as many groups of 8 rows at once as `num_rows` want and shared memory
+// holds. Product<W, groups>: the SkinnyProduct of an op.
 template <template <class, int> class Product, class W, class Run>
 void with_row_groups(int32_t num_rows, int32_t k, const Launcher& launcher, const Run& run) {
   const int64_t bytes[3] = {Product<W, 1>::shared_bytes(k), Product<W, 2>::shared_bytes(k),
                             Product<W, 4>::shared_bytes(k)};
   switch (row_groups(num_rows, static_cast<int64_t>(launcher.max_shared_bytes), bytes)) {
-    case 4: return run(std::integral_constant<int, 4>());
-    case 2: return run(std::integral_constant<int, 2>());
-    default: return run(std::integral_constant<int, 1>());  // where that is too much, launch() says so
+    case 4: return run.template operator()<W, 4>();
+    case 2: return run.template operator()<W, 2>();
+    default: return run.template operator()<W, 1>();  // where that is too much, launch() says so
+  }
+}
+
+// The same for weights of any type that the kernels take.
+template <template <class, int> class Product, class Run>
+void with_weight_type(const AnyPtr& weight, const char* op, int32_t num_rows, int32_t k, const Launcher& launcher,
+                      const Run& run) {
+  check_aligned(weight, op, "weight");
+  switch (weight.dtype) {
+    case DType::kFloat32: return run.template operator()<float, 1>();
+    case DType::kBFloat16: return with_row_groups<Product, uint16_t>(num_rows, k, launcher, run);
+    case DType::kFloat8E4M3: return with_row_groups<Product, Float8>(num_rows, k, launcher, run);
+    default:
+      fail(ErrorKind::kUnsupported, op, ".weight: expected float32, bfloat16 or float8_e4m3 on a GPU, got ",
+           name_of(weight.dtype));
   }
 }
 

@@ -5,6 +5,11 @@
 
 namespace simplear::SIMPLEAR_GPU {
 
+// float8_e4m3: sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity.
+struct Float8 {
+  uint8_t bits;
+};
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(int8_t x) { return static_cast<float>(x); }
 __device__ inline float to_float(uint16_t x) { return __uint_as_float(uint32_t{x} << 16); }

@@ -19,20 +19,32 @@ namespace simplear::SIMPLEAR_GPU {
 constexpr int kSlices = 8;  // parts of K, one for each warp
 constexpr int kProductThreads = 32 * kSlices;
 
-// Sums of one warp for 8 kGroups rows and 8 kColTiles outputs; kGroups is 1 or even.
-template <class W, int kGroups, int kColTiles>
-class Accumulator;
-
 // Where rows of activations lie in shared memory: [rows][stride], zeros from K to the end of the last tile. Reading 16
 // bytes a thread, 8 threads at a time, meets every bank once because a row is an odd multiple of 64 bytes.
 template <class W>
 __host__ __device__ constexpr int64_t activation_stride(int64_t k) {
-  const int64_t bytes = divide_up(k, kTileColumns<W>) * (kTileColumns<W> * static_cast<int64_t>(sizeof(W)));
-  return (bytes % 128 == 0 ? bytes + 64 : bytes) / static_cast<int64_t>(sizeof(W));
+  constexpr int64_t kSize = sizeof(Activation<W>);
+  const int64_t bytes = divide_up(k, kTileColumns<W>) * kTileColumns<W> * kSize;
+  return (bytes % 128 == 0 ? bytes + 64 : bytes) / kSize;
 }
 
-template <int kGroups, int kColTiles>
-class Accumulator<uint16_t, kGroups, kColTiles> {
+// The numbers of a 16-byte piece of a tile as B operands of multiply_add_bf16.
+__device__ inline void widen(const uint4& w, uint32_t (&pairs)[4]) {
+  pairs[0] = w.x;
+  pairs[1] = w.y;
+  pairs[2] = w.z;
+  pairs[3] = w.w;
+}
+__device__ inline void widen(const uint4& w, uint32_t (&pairs)[8]) {
+  widen_float8(w.x, pairs[0], pairs[1]);
+  widen_float8(w.y, pairs[2], pairs[3]);
+  widen_float8(w.z, pairs[4], pairs[5]);
+  widen_float8(w.w, pairs[6], pairs[7]);
+}
+
+// Sums of one warp for 8 kGroups rows and 8 kColTiles outputs on tensor cores; kGroups is 1 or even.
+template <class W, int kGroups, int kColTiles>
+class Accumulator {
  public:
   __device__ void clear() {
 #pragma unroll
@@ -47,19 +59,27 @@ class Accumulator<uint16_t, kGroups, kColTiles> {
   __device__ void load(const uint16_t* x, int64_t stride) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int m = 0; m < kMmaRows; ++m) {
-      low_[m] = *reinterpret_cast<const uint4*>(x + (16 * m + g) * stride + 8 * t);
-      high_[m] =
-          kGroups > 1 ? *reinterpret_cast<const uint4*>(x + (16 * m + 8 + g) * stride + 8 * t) : make_uint4(0, 0, 0, 0);
-    }
+    for (int m = 0; m < kMmaRows; ++m)
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const uint16_t* at = x + (16 * m + g) * stride + 32 * part + 8 * t;
+        low_[m][part] = *reinterpret_cast<const uint4*>(at);
+        high_[m][part] = kGroups > 1 ? *reinterpret_cast<const uint4*>(at + 8 * stride) : make_uint4(0, 0, 0, 0);
+      }
   }
 
   __device__ void add(int column, const uint4& w) {
+    uint32_t pairs[4 * kParts];
+    widen(w, pairs);
 #pragma unroll
-    for (int m = 0; m < kMmaRows; ++m) {
-      multiply_add_bf16(sums_[m][column], low_[m].x, high_[m].x, low_[m].y, high_[m].y, w.x, w.y);
-      multiply_add_bf16(sums_[m][column], low_[m].z, high_[m].z, low_[m].w, high_[m].w, w.z, w.w);
-    }
+    for (int m = 0; m < kMmaRows; ++m)
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const uint4 &low = low_[m][part], &high = high_[m][part];
+        const uint32_t* b = pairs + 4 * part;
+        multiply_add_bf16(sums_[m][column], low.x, high.x, low.y, high.y, b[0], b[1]);
+        multiply_add_bf16(sums_[m][column], low.z, high.z, low.w, high.w, b[2], b[3]);
+      }
   }
 
   // to: [8 kGroups][8 kColTiles]
@@ -77,9 +97,10 @@ class Accumulator<uint16_t, kGroups, kColTiles> {
   }
 
  private:
-  static constexpr int kMmaRows = (kGroups + 1) / 2;  // of 16
+  static constexpr int kMmaRows = (kGroups + 1) / 2;   // of 16
+  static constexpr int kParts = kTileColumns<W> / 32;  // of a tile's columns
   float sums_[kMmaRows][kColTiles][4];
-  uint4 low_[kMmaRows], high_[kMmaRows];
+  uint4 low_[kMmaRows][kParts], high_[kMmaRows][kParts];  // rows g and g + 8 of each 16
 };
 
 // float32 weights, for comparisons rather than for speed: ordinary multiply-adds, 8 rows at a time.
@@ -131,9 +152,7 @@ class Accumulator<float, 1, kColTiles> {
 
 // The weights of a block: groups of kColTiles tiles of rows, from first_group on. Tiles behind the last are read as the
 // last once more, and nobody looks at what comes of it.
-struct WeightRun {
-  const char* tiles;
-  int num_row_tiles, num_k_tiles;
+struct GroupRun {
   int first_group, num_groups;
 };
 
@@ -146,27 +165,28 @@ class SkinnyProduct {
   static constexpr int64_t kSumBytes = 2 * int64_t{kSlices} * kRows * kOutputs * 4;
 
   __host__ __device__ static constexpr int64_t activation_bytes(int64_t k) {
-    return kRows * activation_stride<W>(k) * static_cast<int64_t>(sizeof(W));
+    return kRows * activation_stride<W>(k) * static_cast<int64_t>(sizeof(Activation<W>));
   }
   __host__ __device__ static constexpr int64_t shared_bytes(int64_t k) {
     return kRingBytes + kSumBytes + activation_bytes(k);
   }
 
-  __device__ SkinnyProduct(const WeightRun& run, char* shared)
-      : run_(run),
+  __device__ SkinnyProduct(const WeightTiles<W>& weights, const GroupRun& run, char* shared)
+      : weights_(weights),
+        run_(run),
         ring_(reinterpret_cast<uint4*>(shared) + threadIdx.x),
         sums_(reinterpret_cast<float*>(shared + kRingBytes)),
-        activations_(reinterpret_cast<W*>(shared + kRingBytes + kSumBytes)) {
+        activations_(reinterpret_cast<Activation<W>*>(shared + kRingBytes + kSumBytes)) {
     const int slice = threadIdx.x / 32;
-    first_k_ = run.num_k_tiles * slice / kSlices;
-    num_k_ = run.num_k_tiles * (slice + 1) / kSlices - first_k_;
+    first_k_ = weights.num_k_tiles * slice / kSlices;
+    num_k_ = weights.num_k_tiles * (slice + 1) / kSlices - first_k_;
     next_ = Position{0, 0, 0};
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
   }
 
   // [kRows][activation_stride]: whoever fills it calls __syncthreads() before compute().
-  __device__ W* activations() const { return activations_; }
+  __device__ Activation<W>* activations() const { return activations_; }
 
   // Sums of the next group. After it, sum(row, output) may be called until the next but one.
   __device__ void compute(int64_t k) {
@@ -185,6 +205,7 @@ class SkinnyProduct {
       }
     }
     turn_ = 1 - turn_;
+    ++group_;
     accumulator.store(sums_ + (turn_ * kSlices + threadIdx.x / 32) * (kRows * kOutputs));
     __syncthreads();
   }
@@ -194,7 +215,7 @@ class SkinnyProduct {
     float sum = at[0];
 #pragma unroll
     for (int slice = 1; slice < kSlices; ++slice) sum += at[slice * (kRows * kOutputs)];
-    return sum;
+    return sizeof(W) > 1 ? sum : sum * weights_.scale((run_.first_group + group_) * kOutputs + output);
   }
 
  private:
@@ -206,10 +227,10 @@ class SkinnyProduct {
   __device__ void fetch(int stage) {
     if (next_.group < run_.num_groups && num_k_ > 0) {
       const int wanted = (run_.first_group + next_.group) * kColTiles + next_.column;
-      const int64_t row_tile = min(wanted, run_.num_row_tiles - 1);
+      const int64_t row_tile = min(wanted, weights_.num_row_tiles - 1);
       copy_async_16(
           ring_ + stage * kProductThreads,
-          run_.tiles + (row_tile * run_.num_k_tiles + first_k_ + next_.k) * kTileBytes + threadIdx.x % 32 * 16);
+          weights_.tiles + (row_tile * weights_.num_k_tiles + first_k_ + next_.k) * kTileBytes + threadIdx.x % 32 * 16);
       if (++next_.column == kColTiles) {
         next_.column = 0;
         if (++next_.k == num_k_) {
@@ -221,11 +242,12 @@ class SkinnyProduct {
     commit_async_copies();
   }
 
-  const WeightRun run_;
+  const WeightTiles<W> weights_;
+  const GroupRun run_;
   uint4* const ring_;
   float* const sums_;
-  W* const activations_;
-  int first_k_, num_k_, stage_ = 0, turn_ = 0;
+  Activation<W>* const activations_;
+  int first_k_, num_k_, stage_ = 0, turn_ = 0, group_ = -1;
   Position next_;
 };
 

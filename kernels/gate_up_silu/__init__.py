@@ -4,7 +4,7 @@ import numpy as np
 
 from simplear_engine.kernels.linear import weight_bytes
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, Op, Out
-from simplear_engine.kernels.packed_weight import WEIGHT, ReferenceWeight, norm_slack, pack, rms_norm
+from simplear_engine.kernels.packed_weight import ANY_WEIGHT, WEIGHT, ReferenceWeight, norm_slack, pack, rms_norm
 
 
 def pack_halves(weight: np.ndarray, dtype: str, pool):
@@ -48,7 +48,7 @@ OP = Op(
     args={
         "x": In("N, K", F32),
         "norm_weight": In("K", FLOAT),
-        "weight": In("2*I, K", WEIGHT),
+        "weight": In("2*I, K", ANY_WEIGHT),
         "y": Out("N, I", FLOAT),
     },
     scalars={"eps": None},

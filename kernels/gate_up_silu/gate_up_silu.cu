@@ -17,13 +17,11 @@ __global__ void __launch_bounds__(kProductThreads, 1) multiply_gated(GateUpSiluP
   allow_next_kernel();
   const int num_pairs = static_cast<int>(divide_up(p.intermediate_size, kTileRows));
   const int first = blockIdx.x * groups_per_block, count = min(groups_per_block, num_pairs - first);
-  const int num_k_tiles = static_cast<int>(divide_up(p.hidden_size, kTileColumns<W>));
-  Product product({static_cast<const char*>(p.weight.data), 2 * num_pairs, num_k_tiles, first, count},
-                  dynamic_shared());
+  Product product(WeightTiles<W>(p.weight, 2 * num_pairs, p.hidden_size), {first, count}, dynamic_shared());
 
   wait_for_previous_kernel();
   const int first_row = blockIdx.y * Product::kRows, num_rows = min(Product::kRows, p.num_rows - first_row);
-  load_activations(
+  load_activations<W>(
       {p.x, p.norm_weight, p.eps, p.hidden_size}, Product::kRows,
       [&](int r) { return r < num_rows ? int64_t{first_row} + r : -1; }, product.activations());
   __syncthreads();
@@ -58,12 +56,8 @@ void gate_up_silu(const GateUpSiluParams& p, Launcher& launcher) {
   if (p.num_rows == 0) return;
   check_aligned(p.x, "gate_up_silu", "x");
   check_aligned(p.norm_weight, "gate_up_silu", "norm_weight");
-  check_aligned(p.weight, "gate_up_silu", "weight");
-  if (p.weight.dtype == DType::kFloat32) return run<float, 1>(p, launcher);
-  check(p.weight.dtype == DType::kBFloat16, ErrorKind::kUnsupported,
-        "gate_up_silu.weight: expected float32 or bfloat16 on a GPU, got ", name_of(p.weight.dtype));
-  with_row_groups<GatedProduct, uint16_t>(p.num_rows, p.hidden_size, launcher,
-                                          [&](auto groups) { run<uint16_t, groups.value>(p, launcher); });
+  with_weight_type<GatedProduct>(p.weight, "gate_up_silu", p.num_rows, p.hidden_size, launcher,
+                                 [&]<class W, int kGroups>() { run<W, kGroups>(p, launcher); });
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ import numpy as np
 from simplear_engine.kernels.gumbel_noise.noise import gumbel_noise
 from simplear_engine.kernels.linear import weight_bytes
 from simplear_engine.kernels.op import F32, FLOAT, I32, U64, Case, In, InOut, Op, Out
-from simplear_engine.kernels.packed_weight import WEIGHT, ReferenceWeight, norm_slack, pack_array, rms_norm
+from simplear_engine.kernels.packed_weight import ANY_WEIGHT, WEIGHT, ReferenceWeight, norm_slack, pack_array, rms_norm
 
 
 def guide(cond, uncond, scale, temperature):
@@ -113,7 +113,7 @@ OP = Op(
         "hidden": In("M, K", F32),
         "rows": In("R", I32),
         "norm_weight": In("K", FLOAT),
-        "weight": In("V, K", WEIGHT),
+        "weight": In("V, K", ANY_WEIGHT),
         "cond_row": In("P", I32),
         "uncond_row": In("P", I32),
         "guidance_scale": In("P", F32),

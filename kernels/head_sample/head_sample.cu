@@ -73,11 +73,8 @@ __global__ void __launch_bounds__(kProductThreads, 1)
 
   char* const shared = dynamic_shared();
   float* const logits = reinterpret_cast<float*>(shared);  // [kRows][kChunkCodes]
-  const int num_row_tiles = static_cast<int>(divide_up(p.num_codes, kTileRows));
-  const int num_k_tiles = static_cast<int>(divide_up(p.hidden_size, kTileColumns<W>));
-  Product product({static_cast<const char*>(p.weight.data), num_row_tiles, num_k_tiles, first_chunk * kChunkGroups,
-                   num_chunks * kChunkGroups},
-                  shared + Product::logit_bytes());
+  Product product(WeightTiles<W>(p.weight, divide_up(p.num_codes, kTileRows), p.hidden_size),
+                  {first_chunk * kChunkGroups, num_chunks * kChunkGroups}, shared + Product::logit_bytes());
 
   if (is_for_draws) wait_for_previous_kernel();
   // Row of hidden behind local row r, or -1.
@@ -90,8 +87,8 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     const int row = r % 2 == 0 ? p.cond_row[first_draw + r / 2] : p.uncond_row[first_draw + r / 2];
     return row >= 0 ? p.rows[row] : -1;
   };
-  load_activations({{const_cast<float*>(p.hidden), DType::kFloat32}, p.norm_weight, p.eps, p.hidden_size}, kRows,
-                   source_of, product.activations());
+  load_activations<W>({{const_cast<float*>(p.hidden), DType::kFloat32}, p.norm_weight, p.eps, p.hidden_size}, kRows,
+                      source_of, product.activations());
   __syncthreads();
 
   for (int chunk = first_chunk; chunk < first_chunk + num_chunks; ++chunk) {
@@ -184,12 +181,8 @@ void head_sample(const HeadSampleParams& p, Launcher& launcher) {
   if (p.num_rows == 0) return;
   check_aligned({const_cast<float*>(p.hidden), DType::kFloat32}, "head_sample", "hidden");
   check_aligned(p.norm_weight, "head_sample", "norm_weight");
-  check_aligned(p.weight, "head_sample", "weight");
-  if (p.weight.dtype == DType::kFloat32) return run<float, 1>(p, launcher);
-  check(p.weight.dtype == DType::kBFloat16, ErrorKind::kUnsupported,
-        "head_sample.weight: expected float32 or bfloat16 on a GPU, got ", name_of(p.weight.dtype));
-  with_row_groups<HeadProduct, uint16_t>(max(2 * p.num_draws, p.num_rows), p.hidden_size, launcher,
-                                         [&](auto groups) { run<uint16_t, groups.value>(p, launcher); });
+  with_weight_type<HeadProduct>(p.weight, "head_sample", max(2 * p.num_draws, p.num_rows), p.hidden_size, launcher,
+                                [&]<class W, int kGroups>() { run<W, kGroups>(p, launcher); });
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 import numpy as np
 
 from simplear_engine.kernels.op import F32, FLOAT, Case, In, InOut, Op
-from simplear_engine.kernels.packed_weight import WEIGHT, ReferenceWeight, norm_slack, pack_array, rms_norm
+from simplear_engine.kernels.packed_weight import ANY_WEIGHT, WEIGHT, ReferenceWeight, norm_slack, pack_array, rms_norm
 from simplear_engine.kernels.quantization import QUANTIZED
 
 
@@ -58,7 +58,7 @@ OP = Op(
     args={
         "x": In("N, K", FLOAT),
         "norm_weight": In("K", FLOAT, optional=True),
-        "weight": In("M, K", WEIGHT),
+        "weight": In("M, K", ANY_WEIGHT),
         "bias": In("M", F32, optional=True),
         "y": InOut("N, M", FLOAT),
     },

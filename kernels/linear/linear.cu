@@ -15,15 +15,13 @@ template <class W, int kGroups, class Y>
 __global__ void __launch_bounds__(kProductThreads, 1) multiply(LinearParams p, int groups_per_block) {
   using Product = LinearProduct<W, kGroups>;
   allow_next_kernel();
-  const int num_row_tiles = static_cast<int>(divide_up(p.out_features, kTileRows));
-  const int first = blockIdx.x * groups_per_block, count = min(groups_per_block, num_row_tiles - first);
-  const int num_k_tiles = static_cast<int>(divide_up(p.in_features, kTileColumns<W>));
-  Product product({static_cast<const char*>(p.weight.data), num_row_tiles, num_k_tiles, first, count},
-                  dynamic_shared());
+  const WeightTiles<W> weights(p.weight, divide_up(p.out_features, kTileRows), p.in_features);
+  const int first = blockIdx.x * groups_per_block, count = min(groups_per_block, weights.num_row_tiles - first);
+  Product product(weights, {first, count}, dynamic_shared());
 
   wait_for_previous_kernel();
   const int first_row = blockIdx.y * Product::kRows, num_rows = min(Product::kRows, p.num_rows - first_row);
-  load_activations(
+  load_activations<W>(
       {p.x, p.norm_weight, p.eps, p.in_features}, Product::kRows,
       [&](int r) { return r < num_rows ? int64_t{first_row} + r : -1; }, product.activations());
   __syncthreads();
@@ -60,12 +58,8 @@ void linear(const LinearParams& p, Launcher& launcher) {
   if (p.num_rows == 0) return;
   check_aligned(p.x, "linear", "x");
   check_aligned(p.norm_weight, "linear", "norm_weight");
-  check_aligned(p.weight, "linear", "weight");
-  if (p.weight.dtype == DType::kFloat32) return run<float, 1>(p, launcher);
-  check(p.weight.dtype == DType::kBFloat16, ErrorKind::kUnsupported,
-        "linear.weight: expected float32 or bfloat16 on a GPU, got ", name_of(p.weight.dtype));
-  with_row_groups<LinearProduct, uint16_t>(p.num_rows, p.in_features, launcher,
-                                           [&](auto groups) { run<uint16_t, groups.value>(p, launcher); });
+  with_weight_type<LinearProduct>(p.weight, "linear", p.num_rows, p.in_features, launcher,
+                                  [&]<class W, int kGroups>() { run<W, kGroups>(p, launcher); });
 }
 
 }  // namespace
