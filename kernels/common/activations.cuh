@@ -35,66 +35,75 @@ __device__ inline void store4(uint16_t* to, const float4& x) {
                                              to_bfloat16(x.z) | uint32_t{to_bfloat16(x.w)} << 16);
 }
 
-// One row, by one warp.
+// RMSNorm and rounding of one row, by one warp.
 template <class W, class X, class N>
-__device__ void load_row(const X* x, const N* norm, float eps, int k, Activation<W>* to) {
+__device__ void normalize_row(const X* x, const N* norm, float eps, int k, Activation<W>* to) {
   const int lane = threadIdx.x % 32;
   const bool by_four = k % 4 == 0;
-  float scale = 1.0f;
-  if (norm != nullptr) {
-    float sum = 0.0f;
-    if (by_four) {
-      for (int i = 4 * lane; i < k; i += 128) {
-        const float4 v = load4(x + i);
-        sum = fmaf(v.x, v.x, sum);
-        sum = fmaf(v.y, v.y, sum);
-        sum = fmaf(v.z, v.z, sum);
-        sum = fmaf(v.w, v.w, sum);
-      }
-    } else {
-      for (int i = lane; i < k; i += 32) sum = fmaf(to_float(x[i]), to_float(x[i]), sum);
-    }
-    scale = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(k) + eps);
-  }
+  float sum = 0.0f;
   if (by_four) {
+#pragma unroll 4
     for (int i = 4 * lane; i < k; i += 128) {
-      float4 v = load4(x + i);
-      if (norm != nullptr) {
-        const float4 n = load4(norm + i);
-        v = make_float4(v.x * scale * n.x, v.y * scale * n.y, v.z * scale * n.z, v.w * scale * n.w);
-      }
-      store4(to + i, v);
+      const float4 v = load4(x + i);
+      sum = fmaf(v.x, v.x, sum);
+      sum = fmaf(v.y, v.y, sum);
+      sum = fmaf(v.z, v.z, sum);
+      sum = fmaf(v.w, v.w, sum);
     }
   } else {
-    for (int i = lane; i < k; i += 32) {
-      const float v = to_float(x[i]);
-      store(to + i, norm != nullptr ? v * scale * to_float(norm[i]) : v);
-    }
+    for (int i = lane; i < k; i += 32) sum = fmaf(to_float(x[i]), to_float(x[i]), sum);
   }
-  const int end = static_cast<int>(divide_up(k, kTileColumns<W>)) * kTileColumns<W>;
-  for (int i = k + lane; i < end; i += 32) store(to + i, 0.0f);
+  const float scale = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(k) + eps);
+  if (by_four) {
+#pragma unroll 4
+    for (int i = 4 * lane; i < k; i += 128) {
+      const float4 v = load4(x + i), n = load4(norm + i);
+      store4(to + i, make_float4(v.x * scale * n.x, v.y * scale * n.y, v.z * scale * n.z, v.w * scale * n.w));
+    }
+  } else {
+    for (int i = lane; i < k; i += 32) store(to + i, to_float(x[i]) * scale * to_float(norm[i]));
+  }
 }
 
-// rows(r): row of x that becomes row r, or -1 for one of zeros. The caller synchronizes.
+// Rounding of all rows, by the whole block: a row of many numbers would keep one warp waiting for long.
+template <class W, class X, class Rows>
+__device__ void round_rows(const X* x, int k, int num_rows, const Rows& rows, Activation<W>* to) {
+  const int64_t stride = activation_stride<W>(k);
+  const int step = k % 4 == 0 ? 4 : 1, pieces = k / step;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < num_rows * pieces; i += kProductThreads) {
+    const int r = i / pieces, column = i % pieces * step;
+    const int64_t row = rows(r);
+    if (row < 0) continue;
+    if (step == 4) store4(to + r * stride + column, load4(x + row * k + column));
+    else store(to + r * stride + column, to_float(x[row * k + column]));
+  }
+}
+
+// rows(r): row of x that becomes row r, or -1 where there is none and nobody looks at what comes of it. The caller
+// synchronizes.
 template <class W, class Rows>
 __device__ void load_activations(const ActivationSource& source, int num_rows, const Rows& rows, Activation<W>* to) {
   const int k = source.k;
   const int64_t stride = activation_stride<W>(k);
-  for (int r = threadIdx.x / 32; r < num_rows; r += kSlices) {
-    const int64_t row = rows(r);
-    Activation<W>* const at = to + r * stride;
-    if (row < 0) {
-      for (int i = threadIdx.x % 32; i < stride; i += 32) store(at + i, 0.0f);
-      continue;
-    }
-    const auto with_norm = [&](auto* x) {
+  const int end = static_cast<int>(divide_up(k, kTileColumns<W>)) * kTileColumns<W>;
+  for (int i = threadIdx.x; i < num_rows * (end - k); i += kProductThreads)
+    store(to + i / (end - k) * stride + k + i % (end - k), 0.0f);
+  const auto prepare = [&](const auto* x) {
+    if (source.norm_weight.data == nullptr) return round_rows<W>(x, k, num_rows, rows, to);
+    for (int r = threadIdx.x / 32; r < num_rows; r += kSlices) {
+      const int64_t row = rows(r);
+      if (row < 0) continue;
       if (source.norm_weight.dtype == DType::kBFloat16)
-        load_row<W>(x, static_cast<const uint16_t*>(source.norm_weight.data), source.eps, k, at);
-      else load_row<W>(x, static_cast<const float*>(source.norm_weight.data), source.eps, k, at);
-    };
-    if (source.x.dtype == DType::kBFloat16) with_norm(static_cast<const uint16_t*>(source.x.data) + row * k);
-    else with_norm(static_cast<const float*>(source.x.data) + row * k);
-  }
+        normalize_row<W>(x + row * k, static_cast<const uint16_t*>(source.norm_weight.data), source.eps, k,
+                         to + r * stride);
+      else
+        normalize_row<W>(x + row * k, static_cast<const float*>(source.norm_weight.data), source.eps, k,
+                         to + r * stride);
+    }
+  };
+  if (source.x.dtype == DType::kBFloat16) prepare(static_cast<const uint16_t*>(source.x.data));
+  else prepare(static_cast<const float*>(source.x.data));
 }
 
 // Calls run.template operator()<W, groups>() with as many groups of 8 rows at once as `num_rows` want and shared memory

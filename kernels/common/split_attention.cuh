@@ -6,6 +6,7 @@
 
 #include "cuda/ptx.h"
 #include "kernels/common/number.cuh"
+#include "kernels/common/warp.cuh"
 #include "kernels/common/weight_tiles.cuh"
 #include "kernels/paged_attention/paged_attention.h"
 
@@ -87,22 +88,28 @@ __device__ inline void write_attended(const PagedAttentionParams& p, int64_t ind
   else store(static_cast<float*>(p.out.data) + index, value);
 }
 
-// One row, by one warp: merges its splits and writes it out. Maxima are to base 2.
+// One row, by one warp: merges its splits in order of position and writes it out. Maxima are to base 2. All that is
+// read of the splits but their common maximum is independent of each other, so many reads are under way at once.
 __device__ inline void merge_splits(const PagedAttentionParams& p, const Partials& partials, int64_t row,
                                     int num_splits) {
-  for (int i = threadIdx.x % 32; i < p.head_dim; i += 32) {
-    const float* first = partials.at(p, row, 0);
-    float highest = read_of_other_block(first), sum = read_of_other_block(first + 1);
-    float value = read_of_other_block(first + 2 + i);
-    for (int split = 1; split < num_splits; ++split) {
-      const float* later = partials.at(p, row, split);
-      const float its_highest = read_of_other_block(later), higher = fmaxf(highest, its_highest);
-      const float before = exp2f(highest - higher), after = exp2f(its_highest - higher);
-      sum = sum * before + read_of_other_block(later + 1) * after;
-      value = value * before + read_of_other_block(later + 2 + i) * after;
-      highest = higher;
+  const int lane = threadIdx.x % 32;
+  float highest = -INFINITY;
+  for (int split = lane; split < num_splits; split += 32)
+    highest = fmaxf(highest, read_of_other_block(partials.at(p, row, split)));
+  highest = warp_max(highest);
+  for (int i = lane; i < p.head_dim; i += 64) {
+    const int second = min(i + 32, p.head_dim - 1);
+    float sum = 0.0f, values[2] = {};
+#pragma unroll 8
+    for (int split = 0; split < num_splits; ++split) {
+      const float* at = partials.at(p, row, split);
+      const float factor = exp2f(read_of_other_block(at) - highest);
+      sum = fmaf(read_of_other_block(at + 1), factor, sum);
+      values[0] = fmaf(read_of_other_block(at + 2 + i), factor, values[0]);
+      values[1] = fmaf(read_of_other_block(at + 2 + second), factor, values[1]);
     }
-    write_attended(p, row * p.head_dim + i, value / sum);
+    write_attended(p, row * p.head_dim + i, values[0] / sum);
+    if (i + 32 < p.head_dim) write_attended(p, row * p.head_dim + second, values[1] / sum);
   }
 }
 

@@ -69,8 +69,6 @@ struct TensorCoreAttention {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_key = share.split * kSplitKeys, num_keys = min(share.context - first_key, kSplitKeys);
     fetch(p, share, num_keys, s);
-    wait_for_async_copies<1>();
-    __syncthreads();
 
     for (int first = share.part * kRows; first < share.num_rows(); first += num_parts * kRows) {
       // This thread's two rows of the batch; rows behind the last take the last one's place and write nothing.
@@ -82,21 +80,30 @@ struct TensorCoreAttention {
         out_row[i] = share.row_of_output(p, row[i]);
       }
 
-      float scores[2][4] = {};  // tiles of 8 keys; as c of multiply_add_bf16
+      uint32_t high[kSteps][4], low[kSteps][4];
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        uint32_t high[4], low[4], keys[4];
+      for (int step = 0; step < kSteps; ++step)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float* q = p.q + out_row[i % 2] * kDim + 16 * step + 8 * (i / 2) + 2 * t;
           const float2 pair = *reinterpret_cast<const float2*>(q);
-          split(pair.x, pair.y, high[i], low[i]);
+          split(pair.x, pair.y, high[step][i], low[step][i]);
         }
+      if (first == share.part * kRows) {  // the keys arrive while the first queries do
+        wait_for_async_copies<1>();
+        __syncthreads();
+      }
+
+      float scores[2][4] = {};  // tiles of 8 keys; as c of multiply_add_bf16
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t keys[4];
         load_transposed(keys, &s.keys[warp][16 * step + lane % 16][lane / 16 * 8]);
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
-          multiply_add_bf16(scores[tile], high[0], high[1], high[2], high[3], keys[2 * tile], keys[2 * tile + 1]);
-          multiply_add_bf16(scores[tile], low[0], low[1], low[2], low[3], keys[2 * tile], keys[2 * tile + 1]);
+          const uint32_t (&h)[4] = high[step], (&l)[4] = low[step];
+          multiply_add_bf16(scores[tile], h[0], h[1], h[2], h[3], keys[2 * tile], keys[2 * tile + 1]);
+          multiply_add_bf16(scores[tile], l[0], l[1], l[2], l[3], keys[2 * tile], keys[2 * tile + 1]);
         }
       }
 
