@@ -37,6 +37,7 @@ QUICK = {
     "paged_attention": lambda a, d: (
         a["S"] == 1 or (a["S"] == 2 and a["G"] <= 2) or (a["H"] == 4 and a["S"] != 4 and d["out"] == "bfloat16")
     ),
+    "verify_drafts": lambda a, d: a["W"] <= 5,
     "conv2d": lambda a, d: a["C"] <= 64 and a["M"] != 144,
     "group_norm": lambda a, d: a["C"] != 64 or (d["x"], d["y"]) == ("bfloat16", "float32"),
 }
@@ -67,7 +68,7 @@ def test_sums_over_several_spans_of_k_match_the_reference(weight):
 
 
 def test_every_op_of_the_forward_pass_and_of_pictures_has_an_implementation():
-    assert set(all_ops()) - set(OPS) <= {"read_stream", "verify_drafts"}
+    assert set(all_ops()) - set(OPS) <= {"read_stream"}
 
 
 def test_absent_implementation_is_named():
