@@ -5,6 +5,7 @@ without Python (triton_aot.py). Tensors are `_C.Tensor` in host memory. Under Tr
 memory; on a GPU each tensor has a copy there, which is made when an op is added and brought back by `read_back`.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,6 @@ import numpy as np
 from simplear_engine import _C
 from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels.triton_launch import OPTIONS, Launch, launches_of
-
-STEP_COUNTS = ("num_tokens", "num_seqs", "num_logit_rows", "num_draws")
 
 
 class TritonProgram:
@@ -39,11 +38,27 @@ class TritonProgram:
 
     def run(self, plan: _C.StepPlan | None = None, pool: Any = None) -> None:
         """`plan` gives the sizes that were bound to its counts; `pool` is not used."""
-        counts = {} if plan is None else {name: getattr(plan, name) for name in STEP_COUNTS}
         for launches, fields in self._calls:
-            sizes = {name: counts[value] for name, value in fields.items() if isinstance(value, str)}
+            sizes = {name: getattr(plan, value) for name, value in fields.items() if isinstance(value, str)}
             for launch in launches(SimpleNamespace(**{**fields, **sizes}), self._scratch):
                 self._start(launch)
+
+    def repeated(self, times: int) -> Callable[[], None]:
+        """All calls, `times` over, in one CUDA graph: calling it launches that and waits. For measurements; `run` before."""
+        if self._device == "cpu":
+            raise UnsupportedError(
+                "Triton interprets kernels here, which says nothing about their speed: that needs a GPU"
+            )
+        graph = self._torch.cuda.CUDAGraph()
+        with self._torch.cuda.graph(graph):
+            for _ in range(times):
+                self.run()
+
+        def replay() -> None:
+            graph.replay()
+            self._torch.cuda.synchronize()
+
+        return replay
 
     def write(self, tensor: _C.Tensor) -> None:
         """Lets the kernels see what the host has changed in `tensor`."""

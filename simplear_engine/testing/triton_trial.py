@@ -16,6 +16,10 @@ class TritonTrial(SimtTrial):
     def run(self) -> None:
         self._program.run()
 
+    def repeated(self, times: int):
+        """TritonProgram.repeated"""
+        return self._program.repeated(times)
+
     def check(self) -> None:
         self._program.read_back()
         super().check()
