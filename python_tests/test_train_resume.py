@@ -1,6 +1,8 @@
 """A run that stops and goes on ends where an uninterrupted one ends, however it was cut into batches."""
 
+import contextlib
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.next_token import DataConfig, SourceConfig
 from simplear_train.presets import PRESETS
@@ -138,15 +141,38 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
     assert_equal_states(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved")))
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def files_may_have(num_bytes: int):
+    """Writes behind that fail, as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"step": 1})
-
-    def full(state, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match="No space left on device; the previous checkpoint is intact"):
-        save_checkpoint(path, {"step": 2})
+    with (
+        files_may_have(200_000),
+        pytest.raises(TrainingError, match=f"cannot write {path}.*previous checkpoint is intact"),
+    ):
+        save_checkpoint(path, {"step": 2, "model": {"weight": torch.zeros(100_000)}})
     assert load_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_its_name(tmp_path):
+    log = RunLog(tmp_path, first_step=0)
+    with files_may_have(1000), pytest.raises(TrainingError, match="cannot write .*log.jsonl"):
+        for step in range(1000):
+            log.write(step=step, loss=1.5)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1, "weight": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(TrainingError, match=f"cannot read {path}"):
+        load_checkpoint(path)
