@@ -13,10 +13,10 @@ pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from simplear_train.config_file import config_path, read_config
 from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.next_token import DataConfig, SourceConfig
-from simplear_train.presets import PRESETS
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
 from simplear_train.token_shards import ShardWriter
@@ -131,13 +131,13 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
             return np.random.default_rng((self.seed, index)).integers(0, 256, (self.side, self.side, 3), np.uint8)
 
     monkeypatch.setattr(module, "SceneMaker", NoiseScenes)
-    smoke = PRESETS["smoke"]
-    preset = replace(
-        smoke, tokenizer=replace(smoke.tokenizer, image_side=32, channels=8, z_channels=8, steps=6, batch_size=2)
-    )
-    module.train_tokenizer(preset, tmp_path / "straight", tmp_path, "cpu", resume=False)
-    module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=False, stop_at=2)
-    module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=True)
+    monkeypatch.setitem(module.WORLDS, "smoke", replace(module.WORLDS["smoke"], image_side=32))
+    smoke = read_config(module.TokenizerTrainingConfig, config_path("smoke-tokenizer"))
+    network = replace(smoke.network, channels=8, z_channels=8)
+    config = replace(smoke, batch_size=2, network=network, loop=replace(smoke.loop, steps=6))
+    module.train_tokenizer(config, tmp_path / "straight", "cpu")
+    module.train_tokenizer(config, tmp_path / "halved", "cpu", stop_at=2)
+    module.train_tokenizer(config, tmp_path / "halved", "cpu", resume=True)
     assert_equal_states(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved")))
 
 
