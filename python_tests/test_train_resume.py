@@ -70,6 +70,16 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
     assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
 
 
+def test_settings_that_changed_since_the_start_are_named_when_a_run_goes_on(tmp_path, caplog):
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    pretrain(config, tmp_path / "run", "cpu", resume=True, stop_at=3)
+    assert not caplog.records
+    changed = replace(config, loop=replace(config.loop, learning_rate=5e-3))
+    pretrain(changed, tmp_path / "run", "cpu", resume=True, stop_at=4)
+    assert "learning_rate = 0.005" in caplog.text and "min_learning_rate" not in caplog.text
+
+
 def test_micro_batches_and_packing_do_not_change_the_curve(tmp_path):
     config = config_for(tmp_path, steps=6)
     pretrain(config, tmp_path / "whole", "cpu")

@@ -1,6 +1,7 @@
 """What every stage's command line has in common: config file, output folder, device, resuming."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from .loop import Loop, Stage, compute_dtype
 from .lora import add_adapters
 from .model_folder import ModelFolder
 from .parallel import Share, join_peers, shard
+
+_log = logging.getLogger(__name__)
 
 
 def run_stage(
@@ -42,7 +45,11 @@ def run_loop(
     runner = Loop(stage, config.loop, out, device, share)
     if share.is_first:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(to_toml(config))
+        path, text = out / "config.toml", to_toml(config)
+        if resume and path.exists() and path.read_text() != text:
+            changed = [line for line in text.splitlines() if line not in path.read_text().splitlines()]
+            _log.warning("%s: goes on with other settings than it began with: %s", out, "; ".join(changed))
+        path.write_text(text)
     runner.run(resume, stop_at)
 
 
