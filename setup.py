@@ -59,6 +59,7 @@ setup(
         "simplear_engine": ["default_model/*", "default_model/vq/*"],
         "simplear_engine.kernels": ["*/*.h"],
         "simplear_train": ["configs/*.toml"],
+        "simplear_train.emojieval": ["detector.safetensors"],
     },
     ext_modules=[CMakeExtension("simplear_engine._C")],
     cmdclass={"build_ext": CMakeBuild},

@@ -7,6 +7,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
+from simplear_engine.testing import triton_interpreter  # noqa: E402
+
+# Before anything imports Triton, which decides then whether it compiles.
+triton_interpreter.choose()
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):

@@ -55,6 +55,12 @@ def test_list_names_every_op(capsys):
     assert {row["op"]: len(row["cases"]) for row in rows} == {op.name: len(op.bench_cases) for op in all_ops().values()}
 
 
+@pytest.mark.skipif(bool(_C.cuda_devices()[0]), reason="there is a GPU")
+def test_triton_is_not_timed_without_a_gpu(capsys):
+    assert cli.main(["op", "rope_append", "--impl", "triton"]) == 2
+    assert "op rope_append: Triton needs a GPU to be timed, and there is none here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -8,10 +8,15 @@ from simplear_engine.errors import InvalidRequestError
 from simplear_train.config_file import CONFIGS, config_path, from_dict, read_config, to_toml
 from simplear_train.grpo import GrpoConfig
 from simplear_train.pretrain import PretrainConfig
+from simplear_train.refine_decoder import DecoderConfig
 from simplear_train.rewards import REWARDS
 from simplear_train.sft import SftConfig
+from simplear_train.train_tokenizer import TokenizerTrainingConfig
 
-SCHEMAS = {"pretrain": PretrainConfig, "sft": SftConfig, "grpo": GrpoConfig}
+SCHEMAS = {
+    "pretrain": PretrainConfig, "sft": SftConfig, "grpo": GrpoConfig, "tokenizer": TokenizerTrainingConfig,
+    "decoder": DecoderConfig,
+}  # fmt: skip
 
 
 def schema_of(path):

@@ -10,11 +10,12 @@ pytest.importorskip("tokenizers")
 
 from simplear_engine.errors import InvalidRequestError
 from simplear_train.checkpoint import load_checkpoint
-from simplear_train.grpo import Grpo, GrpoConfig, RolloutConfig, grpo, read_prompts
+from simplear_train.grpo import Grpo, GrpoConfig, grpo
 from simplear_train.grpo_objective import ObjectiveConfig
 from simplear_train.loop import LoopConfig
 from simplear_train.model_folder import from_folder
 from simplear_train.rewards import RewardConfig, RewardError
+from simplear_train.rollout import RolloutConfig, read_prompts
 
 
 class Dark:

@@ -1,6 +1,8 @@
 """A run that stops and goes on ends where an uninterrupted one ends, however it was cut into batches."""
 
+import contextlib
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +13,10 @@ pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from simplear_train.config_file import config_path, read_config
+from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.next_token import DataConfig, SourceConfig
-from simplear_train.presets import PRESETS
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
 from simplear_train.token_shards import ShardWriter
@@ -65,6 +68,16 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
     assert_equal_states(straight, halved)
     assert losses_of(tmp_path / "halved") == pytest.approx(losses_of(tmp_path / "straight"), abs=1e-6)
     assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
+
+
+def test_settings_that_changed_since_the_start_are_named_when_a_run_goes_on(tmp_path, caplog):
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    pretrain(config, tmp_path / "run", "cpu", resume=True, stop_at=3)
+    assert not caplog.records
+    changed = replace(config, loop=replace(config.loop, learning_rate=5e-3))
+    pretrain(changed, tmp_path / "run", "cpu", resume=True, stop_at=4)
+    assert "learning_rate = 0.005" in caplog.text and "min_learning_rate" not in caplog.text
 
 
 def test_micro_batches_and_packing_do_not_change_the_curve(tmp_path):
@@ -128,25 +141,48 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
             return np.random.default_rng((self.seed, index)).integers(0, 256, (self.side, self.side, 3), np.uint8)
 
     monkeypatch.setattr(module, "SceneMaker", NoiseScenes)
-    smoke = PRESETS["smoke"]
-    preset = replace(
-        smoke, tokenizer=replace(smoke.tokenizer, image_side=32, channels=8, z_channels=8, steps=6, batch_size=2)
-    )
-    module.train_tokenizer(preset, tmp_path / "straight", tmp_path, "cpu", resume=False)
-    module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=False, stop_at=2)
-    module.train_tokenizer(preset, tmp_path / "halved", tmp_path, "cpu", resume=True)
+    monkeypatch.setitem(module.WORLDS, "smoke", replace(module.WORLDS["smoke"], image_side=32))
+    smoke = read_config(module.TokenizerTrainingConfig, config_path("smoke-tokenizer"))
+    network = replace(smoke.network, channels=8, z_channels=8)
+    config = replace(smoke, batch_size=2, network=network, loop=replace(smoke.loop, steps=6))
+    module.train_tokenizer(config, tmp_path / "straight", "cpu")
+    module.train_tokenizer(config, tmp_path / "halved", "cpu", stop_at=2)
+    module.train_tokenizer(config, tmp_path / "halved", "cpu", resume=True)
     assert_equal_states(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved")))
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def files_may_have(num_bytes: int):
+    """Writes behind that fail, as they do on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"step": 1})
-
-    def full(state, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match="No space left on device; the previous checkpoint is intact"):
-        save_checkpoint(path, {"step": 2})
+    with (
+        files_may_have(200_000),
+        pytest.raises(TrainingError, match=f"cannot write {path}.*previous checkpoint is intact"),
+    ):
+        save_checkpoint(path, {"step": 2, "model": {"weight": torch.zeros(100_000)}})
     assert load_checkpoint(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_its_name(tmp_path):
+    log = RunLog(tmp_path, first_step=0)
+    with files_may_have(1000), pytest.raises(TrainingError, match="cannot write .*log.jsonl"):
+        for step in range(1000):
+            log.write(step=step, loss=1.5)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1, "weight": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(TrainingError, match=f"cannot read {path}"):
+        load_checkpoint(path)

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from simplear_engine import Engine
 from simplear_engine.config import GenerationDefaults
-from simplear_engine.errors import CheckpointError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_train.model_folder import from_folder, from_qwen
 from simplear_train.text_tokenizer import CONTROL_TOKENS, train_text_tokenizer
 
@@ -81,6 +81,11 @@ def test_simplears_loader_finds_its_files(qwen_folder, tmp_path):
     again = from_folder(str(tmp_path / "grown"))
     assert again.text.encode_prompt("two dogs", DEFAULTS) == folder.text.encode_prompt("two dogs", DEFAULTS)
     assert "repetition_penalty" not in json.loads((tmp_path / "grown" / "generation_config.json").read_text())
+
+
+def test_an_image_tokenizer_that_is_not_there_is_missed_at_the_start(tiny_checkpoint):
+    with pytest.raises(InvalidRequestError, match="image_tokenizer: expected a folder.*no/such/vq"):
+        from_folder(str(tiny_checkpoint), "no/such/vq")
 
 
 def test_a_folder_that_draws_already_is_not_grown_again(qwen_folder, tmp_path):

@@ -53,9 +53,10 @@ def draw_with_torch(folder: Path, prompts: tuple[str, ...], guidance_scale: floa
 
 def sheet(
     pictures: list[np.ndarray], captions: tuple[str, ...], columns: int = 4, margin: int = 8,
-    row_names: tuple[str, ...] = (),
+    row_names: tuple[str, ...] = (), outlines: tuple[str, ...] = (),
 ):  # fmt: skip
-    """A PIL picture of `pictures` in reading order, captions beneath and, where given, names left of the rows."""
+    """A PIL picture of `pictures` in reading order, captions beneath and, where given, names left of the rows and an
+    outline in its own colour around each picture."""
     from PIL import Image, ImageDraw, ImageFont
 
     side, text_height, left = 160, 20, 70 if row_names else 0
@@ -70,7 +71,10 @@ def sheet(
     for i, (picture, caption) in enumerate(zip(pictures, captions)):
         x, y = left + margin + i % columns * (side + margin), margin + i // columns * (side + text_height + margin)
         canvas.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (x, y))
-        pen.rectangle((x, y, x + side - 1, y + side - 1), outline="#cccccc")
+        if outlines:
+            pen.rectangle((x - 1, y - 1, x + side, y + side), outline=outlines[i], width=3)
+        else:
+            pen.rectangle((x, y, x + side - 1, y + side - 1), outline="#cccccc")
         pen.text((x, y + side + 2), textwrap.shorten(caption, 26), fill="black", font=font)
     return canvas
 

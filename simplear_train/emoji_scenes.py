@@ -102,7 +102,7 @@ def render(scene: Scene, sprites: Sprites, side: int) -> np.ndarray:
 
 
 class SceneMaker:
-    """Draws scenes. `concepts` shrinks the world for the smoke preset and for tests; `kinds` are shares that add up
+    """Draws scenes. `concepts` shrinks the world for the smoke world and for tests; `kinds` are shares that add up
     to 1."""
 
     def __init__(
@@ -273,10 +273,10 @@ def sheet(maker: SceneMaker, num_scenes: int, columns: int = 8):
 
 
 def main() -> None:
-    from .presets import PRESETS, concepts_of
+    from .worlds import WORLDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="default")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
@@ -286,9 +286,9 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.sheet or args.prompts):
         parser.error("expected --sheet or --prompts")
-    preset = PRESETS[args.preset]
+    world = WORLDS[args.world]
     kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
-    maker = SceneMaker(args.seed, preset.tokenizer.image_side, args.cache_dir, concepts_of(preset), kinds)
+    maker = SceneMaker(args.seed, world.image_side, args.cache_dir, world.concepts, kinds)
     if args.sheet:
         sheet(maker, 64).save(args.sheet)
     if args.prompts:

@@ -1,6 +1,6 @@
 """Turn scenes into visual tokens, once, so that pretraining reads a few bytes a picture.
 
-    python -m simplear_train.extract_tokens --preset default --tokenizer runs/tokenizer/tokenizer.safetensors \\
+    python -m simplear_train.extract_tokens --world default --tokenizer runs/tokenizer/tokenizer.safetensors \\
         --out runs/tokens
     torchrun --standalone --nproc-per-node 2 -m simplear_train.extract_tokens ...       the same, in parallel
     python -m simplear_train.extract_tokens --kinds balanced --seed 500 ...             other scenes, for fine-tuning
@@ -20,10 +20,10 @@ from tqdm import tqdm
 from .emoji_scenes import BALANCED_KINDS, PRETRAINING_KINDS, SceneMaker
 from .image_tokenizer import load_image_tokenizer
 from .parallel import ALONE, Share, join_peers
-from .presets import PRESETS, Preset, concepts_of
 from .sprites import DEFAULT_CACHE
 from .token_shards import ShardWriter, write_index
 from .train_tokenizer import VALIDATION_SEED_OFFSET, to_tensor
+from .worlds import WORLDS, World
 
 WORDINGS = 6  # captions kept per scene; pretraining draws one of them each time
 SCENES_PER_SHARD = 2048
@@ -31,17 +31,17 @@ SCENES_PER_SHARD = 2048
 
 @torch.no_grad()
 def extract(
-    preset: Preset, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = ALONE,
+    world: World, tokenizer_path: Path, out: Path, cache_dir: Path, device: str, share: Share = ALONE,
     kinds: dict[str, float] = PRETRAINING_KINDS,
 ) -> None:  # fmt: skip
     tokenizer = load_image_tokenizer(tokenizer_path).to(device)
     out.mkdir(parents=True, exist_ok=True)
     splits = {
-        "train": (preset.seed, preset.pretrain.num_scenes),
-        "validation": (preset.seed + VALIDATION_SEED_OFFSET, preset.pretrain.num_validation_scenes),
+        "train": (world.seed, world.num_scenes),
+        "validation": (world.seed + VALIDATION_SEED_OFFSET, world.num_validation_scenes),
     }
     for split, (seed, num_scenes) in splits.items():
-        maker = SceneMaker(seed, preset.tokenizer.image_side, cache_dir, concepts_of(preset), kinds)
+        maker = SceneMaker(seed, world.image_side, cache_dir, world.concepts, kinds)
         num_shards = -(-num_scenes // SCENES_PER_SHARD)
         for number in tqdm(range(share.rank, num_shards, share.world_size), desc=split, disable=not share.is_first):
             if (out / split / f"shard-{number:05d}.safetensors").exists():
@@ -63,22 +63,22 @@ def extract(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="default")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.safetensors of train_tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--num-scenes", type=int, help="instead of the preset's number")
-    parser.add_argument("--seed", type=int, help="of the scenes, instead of the preset's")
+    parser.add_argument("--num-scenes", type=int, help="instead of the world's number")
+    parser.add_argument("--seed", type=int, help="of the scenes, instead of the world's")
     parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    preset = PRESETS[args.preset]
+    world = WORLDS[args.world]
     if args.num_scenes:
-        preset = replace(preset, pretrain=replace(preset.pretrain, num_scenes=args.num_scenes))
+        world = replace(world, num_scenes=args.num_scenes)
     if args.seed is not None:
-        preset = replace(preset, seed=args.seed)
+        world = replace(world, seed=args.seed)
     kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
-    extract(preset, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), kinds)
+    extract(world, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), kinds)
 
 
 if __name__ == "__main__":

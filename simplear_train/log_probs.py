@@ -65,5 +65,8 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
             grad_logits = grad_logits.to(hidden.dtype)
             grad_hidden[part] = grad_logits @ table
-            grad_table += (grad_logits.T @ hidden[part]).float()
+            if hidden.dtype == torch.float32:
+                grad_table.addmm_(grad_logits.T, hidden[part])  # no second table-sized matrix
+            else:
+                grad_table += grad_logits.T @ hidden[part]
         return grad_hidden, grad_table.to(table.dtype), None, None

@@ -40,8 +40,11 @@ class RunLog:
             return
         values = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in values.items()}
         values["elapsed_s"] = round(time.monotonic() - self.start, 1)
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.file.name}: {error}") from error
         numbers = {name: v for name, v in values.items() if isinstance(v, (int, float)) and name != "step"}
         if self.board is not None and "step" in values:
             for name, value in numbers.items():

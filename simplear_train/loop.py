@@ -118,10 +118,11 @@ def adamw(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 
 class Metrics:
-    """Contributions of one step, added up (or the largest kept) as they come."""
+    """Contributions of one step, added up (or the largest kept) as they come; of several updates the mean."""
 
     def __init__(self):
         self.values: dict[str, Tensor] = {}
+        self.num_updates = 0
 
     def add(self, **contributions: Tensor) -> None:
         for name, value in contributions.items():
@@ -137,7 +138,7 @@ class Metrics:
         for largest in (False, True):
             names = sorted(name for name in self.values if name.endswith("_max") == largest)
             values = combine([self.values[name].item() for name in names], share, largest)
-            result |= dict(zip(names, values))
+            result |= {name: v if largest else v / self.num_updates for name, v in zip(names, values)}
         return result
 
 
@@ -199,6 +200,7 @@ class Loop:
             # Gradients are averaged over processes, contributions add up.
             (loss * self.share.world_size).backward()
             metrics.add(loss=loss, **parts)
+        metrics.num_updates += 1
         average_gradients(self.stage.model, self.share)
         trained = [p for p in self.stage.model.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)).item() if trained else 0.0

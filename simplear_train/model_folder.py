@@ -23,7 +23,7 @@ from simplear_engine.config import (
     write_generation_defaults,
 )
 from simplear_engine.dtypes import to_float32
-from simplear_engine.errors import CheckpointError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.safetensors_file import read_safetensors, read_safetensors_shards
 from simplear_engine.strict_json import read_json_object
 from simplear_engine.text import TOKENIZER_FILES, TextTokenizer
@@ -109,7 +109,7 @@ def from_folder(name: str, image_tokenizer: str | None = None) -> ModelFolder:
         defaults=checkpoint.defaults,
         config_json=read_json_object(folder / "config.json"),
         files={name: (folder / name).read_bytes() for name in names if (folder / name).exists()},
-        image_tokenizer=checkpoint.image_tokenizer_path if image_tokenizer is None else Path(image_tokenizer),
+        image_tokenizer=image_tokenizer_folder(image_tokenizer) or checkpoint.image_tokenizer_path,
         source=name,
     )
 
@@ -171,6 +171,16 @@ def from_qwen(name: str, num_codes: int, defaults: GenerationDefaults) -> ModelF
     return ModelFolder(
         _model(config, tensors), TextTokenizer(tokenizer, folder / "tokenizer.json"), defaults, entry, files
     )
+
+
+def image_tokenizer_folder(path: str | None) -> Path | None:
+    """Checked at the start of a run, because it is only needed when the first model is saved."""
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InvalidRequestError(f"image_tokenizer: expected a folder that holds one, found none at {path!r}")
+    return folder
 
 
 def grow_table(table: Tensor, num_rows: int) -> Tensor:

@@ -18,7 +18,7 @@ from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.errors import InvalidRequestError
 
 from .loop import LoopConfig
-from .model_folder import ModelFolder, from_folder, from_qwen, from_scratch
+from .model_folder import ModelFolder, from_folder, from_qwen, from_scratch, image_tokenizer_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .run import main_of, run_stage
 from .text_tokenizer import train_text_tokenizer
@@ -74,7 +74,7 @@ def start_from(config: StartConfig, tokens: TokenSet) -> ModelFolder:
         prompt_prefix=config.prompt_prefix, negative_prompt=config.negative_prompt,
         guidance_scale=config.guidance_scale, top_k=config.top_k, height=16 * height, width=16 * width,
     )  # fmt: skip
-    vq = None if config.image_tokenizer is None else Path(config.image_tokenizer)
+    vq = image_tokenizer_folder(config.image_tokenizer)
     if config.kind == "qwen":
         folder = from_qwen(config.folder, tokens.num_codes, defaults)
         folder.image_tokenizer = vq

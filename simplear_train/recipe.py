@@ -19,26 +19,25 @@ from pathlib import Path
 from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER, IMAGE_TOKENIZER_FOLDER
 
 from .concepts import COLOURS
-from .presets import PRESETS, concepts_of
+from .worlds import WORLDS
 
 
 def commands(name: str) -> list[tuple[str, list[str]]]:
     """(module, arguments) of every stage; paths are relative to the output folder."""
-    preset = ["--preset", name]
+    world = ["--world", name]
     own = ["--tokenizer", "tokenizer-run/tokenizer.safetensors"]
-    own_tokens = "tokens" if name == "default" else "tokenizer-run/tokens"
     stages = [
-        ("train_tokenizer", [*preset, "--out", "tokenizer-run", "--resume"]),
-        ("extract_tokens", [*preset, *own, "--out", own_tokens]),
-        ("refine_decoder", [*preset, *own, "--tokens", own_tokens, "--out", "decoder-run", "--resume"]),
+        ("train_tokenizer", ["--config", f"{name}-tokenizer", "--out", "tokenizer-run", "--resume"]),
+        ("extract_tokens", [*world, *own, "--out", "tokens" if name == "default" else "tokenizer-run/tokens"]),
+        ("refine_decoder", ["--config", f"{name}-decoder", "--out", "decoder-run", "--resume"]),
     ]
     if name == "smoke":
         # A picture tokenizer of sixty steps knows no colours: what follows would have nothing to learn.
         embedded = str(DEFAULT_MODEL_FOLDER / IMAGE_TOKENIZER_FOLDER / "tokenizer.safetensors")
-        stages.append(("extract_tokens", [*preset, "--tokenizer", embedded, "--out", "tokens"]))
+        stages.append(("extract_tokens", [*world, "--tokenizer", embedded, "--out", "tokens"]))
     stages.append(("pretrain", ["--config", f"{name}-pretrain", "--out", "pretrain", "--resume"]))
     if name == "default":
-        balanced = [*preset, "--kinds", "balanced"]
+        balanced = [*world, "--kinds", "balanced"]
         reward = ["--out", "reward", "--tokenizer", "pretrain/model/tokenizer.json"]
         stages += [
             ("extract_tokens", [*balanced, *own, "--seed", "1000", "--out", "sft-tokens"]),
@@ -53,7 +52,7 @@ def commands(name: str) -> list[tuple[str, list[str]]]:
 
 
 def write_colour_prompts(path: Path, name: str) -> None:
-    nouns = [concept.noun for concept in concepts_of(PRESETS[name]) if concept.recolour]
+    nouns = [concept.noun for concept in WORLDS[name].concepts if concept.recolour]
     path.write_text("".join(f"a {colour} {noun}\n" for noun in nouns for colour in COLOURS))
 
 

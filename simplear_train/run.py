@@ -1,6 +1,7 @@
 """What every stage's command line has in common: config file, output folder, device, resuming."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from .loop import Loop, Stage, compute_dtype
 from .lora import add_adapters
 from .model_folder import ModelFolder
 from .parallel import Share, join_peers, shard
+
+_log = logging.getLogger(__name__)
 
 
 def run_stage(
@@ -31,12 +34,23 @@ def run_stage(
             layer.compile()
     if loop.sharding == "fsdp2":
         shard(model, compute_dtype(loop))
-    runner = Loop(make_stage(share), loop, out, device, share)
+    run_loop(make_stage(share), config, out, device, share, resume, stop_at)
+    return out / "model"
+
+
+def run_loop(
+    stage: Stage, config, out: Path, device: str, share: Share, resume: bool, stop_at: int | None = None
+) -> None:  # fmt: skip
+    """Trains as `config.loop` says, and leaves the whole config beside the log."""
+    runner = Loop(stage, config.loop, out, device, share)
     if share.is_first:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(to_toml(config))
+        path, text = out / "config.toml", to_toml(config)
+        if resume and path.exists() and path.read_text() != text:
+            changed = [line for line in text.splitlines() if line not in path.read_text().splitlines()]
+            _log.warning("%s: goes on with other settings than it began with: %s", out, "; ".join(changed))
+        path.write_text(text)
     runner.run(resume, stop_at)
-    return out / "model"
 
 
 def main_of(schema: type, train: Callable[..., Path], documentation: str) -> None:
@@ -51,7 +65,7 @@ def main_of(schema: type, train: Callable[..., Path], documentation: str) -> Non
         help="replace one value of the config; repeatable",
     )
     parser.add_argument("--show", action="store_true", help="print the config with every value and stop")
-    parser.add_argument("--out", type=Path, help="folder for log, checkpoint and model")
+    parser.add_argument("--out", type=Path, help="folder for log, checkpoint and result")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if it has one")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """The text side: a small byte-level BPE trained on captions, with SimpleAR's seven control tokens behind it.
 
-    python -m simplear_train.text_tokenizer --preset default --out tokenizer.json
+    python -m simplear_train.text_tokenizer --world default --out tokenizer.json
 
 The pipeline (NFC, Qwen2's word pattern, bytes) is that of Qwen2, only the merges are our own, so whatever reads the
 tokenizer of a published checkpoint reads this one. The control tokens come last and in SimpleAR's order; the number
@@ -47,18 +47,19 @@ def prompt_ids(tokenizer: Tokenizer, caption: str) -> list[int]:
 
 def main() -> None:
     from .emoji_scenes import SceneMaker
-    from .presets import PRESETS, concepts_of
     from .sprites import DEFAULT_CACHE
+    from .worlds import WORLDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="default")
+    parser.add_argument("--vocab-size", type=int, default=752, help="bytes and merges, control tokens not counted")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    preset = PRESETS[args.preset]
-    maker = SceneMaker(preset.seed, preset.tokenizer.image_side, args.cache_dir, concepts_of(preset))
+    world = WORLDS[args.world]
+    maker = SceneMaker(world.seed, world.image_side, args.cache_dir, world.concepts)
     captions = (maker.scene(i).caption for i in range(20_000))
-    tokenizer = train_text_tokenizer(captions, preset.pretrain.text_vocab_size)
+    tokenizer = train_text_tokenizer(captions, args.vocab_size)
     tokenizer.save(str(args.out))
     print(f"{args.out}: {tokenizer.get_vocab_size()} entries")
 

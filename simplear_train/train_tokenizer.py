@@ -1,16 +1,16 @@
 """Train the picture tokenizer on rendered scenes.
 
-    python -m simplear_train.train_tokenizer --preset default --out runs/tokenizer
-    python -m simplear_train.train_tokenizer --preset default --out runs/tokenizer --resume
+    python -m simplear_train.train_tokenizer --config default-tokenizer --out runs/tokenizer
+    python -m simplear_train.train_tokenizer --config default-tokenizer --out runs/tokenizer --resume
 
 Loss: L1 on pixels plus L1 on horizontal and vertical differences (edges are what makes a small picture readable),
-both weighted towards pixels that are not background. Writes runs/tokenizer/{checkpoint.pt, log.jsonl,
+both weighted towards pixels that are not background. Writes OUT/{config.toml, log.jsonl, checkpoint.pt,
 reconstructions.png, tokenizer.safetensors}; the last two hold the averaged weights' result.
 """
 
-import argparse
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,19 +18,32 @@ from torch import Tensor
 
 from .emoji_scenes import BACKGROUNDS, SceneMaker
 from .image_tokenizer import ImageTokenizer, TokenizerConfig, save_image_tokenizer
-from .loop import Loop, LoopConfig
+from .loop import LoopConfig
 from .parallel import Share, join_peers
-from .presets import PRESETS, Preset, TokenizerPreset, concepts_of
+from .run import main_of, run_loop
 from .sprites import DEFAULT_CACHE
+from .worlds import WORLDS
 
 VALIDATION_SEED_OFFSET = 1
 
 
-def tokenizer_config(preset: TokenizerPreset) -> TokenizerConfig:
-    return TokenizerConfig(
-        preset.channels, preset.channels_mult, preset.num_res_blocks, preset.num_groups, preset.z_channels,
-        preset.levels, preset.patch_size, preset.spatial_compression,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Weights in the loss: of differences beside pixels, and of a pixel that is not background beside one that is."""
+
+    gradient_weight: float = 0.5
+    object_weight: float = 4.0
+
+
+@dataclass(frozen=True)
+class TokenizerTrainingConfig:
+    """network: NVIDIA Cosmos' DI design in other numbers; image_tokenizer.py has their meaning."""
+
+    world: Literal["default", "smoke"] = "default"
+    batch_size: int = 16
+    network: TokenizerConfig = field(default_factory=TokenizerConfig)
+    loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
@@ -46,15 +59,15 @@ def object_weights(images: Tensor, object_weight: float) -> Tensor:
     return weights / weights.mean()
 
 
-def reconstruction_loss(output: Tensor, images: Tensor, preset: TokenizerPreset) -> tuple[Tensor, Tensor]:
+def reconstruction_loss(output: Tensor, images: Tensor, config: ReconstructionConfig) -> tuple[Tensor, Tensor]:
     """(total, pixel part)"""
-    weights = object_weights(images, preset.object_weight)
+    weights = object_weights(images, config.object_weight)
     error = output - images
     pixel = (weights * error.abs()).mean()
     gradient = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
         weights[..., 1:, :] * error.diff(dim=-2).abs()
     ).mean()
-    return pixel + preset.gradient_loss_weight * gradient, pixel
+    return pixel + config.gradient_weight * gradient, pixel
 
 
 def validate(tokenizer: ImageTokenizer, images: Tensor, picture_path: Path | None) -> dict:
@@ -71,38 +84,22 @@ def validate(tokenizer: ImageTokenizer, images: Tensor, picture_path: Path | Non
     return {"psnr": round(psnr.item(), 3), "codes_used": indices.unique().numel()}
 
 
-def loop_config(preset: Preset, steps: int, learning_rate: float, min_learning_rate: float) -> LoopConfig:
-    settings = preset.tokenizer
-    return LoopConfig(
-        steps=steps, learning_rate=learning_rate, schedule="cosine", min_learning_rate=min_learning_rate,
-        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, beta2=0.99, ema_decay=settings.ema_decay,
-        log_every=min(20, max(1, steps // 10)), validate_every=250, save_every=250, seed=preset.seed,
-    )  # fmt: skip
-
-
 class Reconstruction:
     """The stage of loop.py: pictures in, the same pictures out. `output` computes the latter for one micro-batch."""
 
     def __init__(
-        self,
-        name: str,
-        tokenizer: ImageTokenizer,
-        preset: Preset,
-        out: Path,
-        cache_dir: Path,
-        device: str,
-        share: Share,
-    ):
-        self.name, self.model, self.settings, self.out, self.device, self.share = (
-            name, tokenizer, preset.tokenizer, out, device, share,
+        self, name: str, tokenizer: ImageTokenizer, config, out: Path, cache_dir: Path, device: str, share: Share
+    ):  # fmt: skip
+        self.name, self.model, self.config, self.out, self.device, self.share = (
+            name, tokenizer, config, out, device, share,
         )  # fmt: skip
-        side, concepts = preset.tokenizer.image_side, concepts_of(preset)
-        self.scenes = SceneMaker(preset.seed, side, cache_dir, concepts)
-        held_back = SceneMaker(preset.seed + VALIDATION_SEED_OFFSET, side, cache_dir, concepts)
+        world = WORLDS[config.world]
+        self.scenes = SceneMaker(world.seed, world.image_side, cache_dir, world.concepts)
+        held_back = SceneMaker(world.seed + VALIDATION_SEED_OFFSET, world.image_side, cache_dir, world.concepts)
         self.held_back = to_tensor([held_back.picture(i) for i in range(64)]).to(device)
 
     def updates(self, step: int):
-        yield [list(self.share.slice(step * self.settings.batch_size, self.settings.batch_size))]
+        yield [list(self.share.slice(step * self.config.batch_size, self.config.batch_size))]
 
     def images(self, numbers: list[int]) -> Tensor:
         return to_tensor([self.scenes.picture(i) for i in numbers]).to(self.device)
@@ -114,8 +111,8 @@ class Reconstruction:
         images = self.images(numbers)
         output = self.output(numbers, images)
         with torch.autocast(images.device.type, enabled=False):
-            loss, pixel = reconstruction_loss(output.float(), images, self.settings)
-        part = len(numbers) / self.settings.batch_size
+            loss, pixel = reconstruction_loss(output.float(), images, self.config.loss)
+        part = len(numbers) / self.config.batch_size
         return loss * part, {"pixel": pixel * part}
 
     def report(self) -> dict[str, float]:
@@ -134,31 +131,16 @@ class Reconstruction:
 
 
 def train_tokenizer(
-    preset: Preset, out: Path, cache_dir: Path, device: str, resume: bool, stop_at: int | None = None
-) -> Path:
-    settings, share = preset.tokenizer, join_peers(device)
-    torch.manual_seed(preset.seed)
-    tokenizer = ImageTokenizer(tokenizer_config(settings)).to(device)
-    stage = Reconstruction("tokenizer", tokenizer, preset, out, cache_dir, device, share)
-    config = loop_config(preset, settings.steps, settings.learning_rate, 0.02 * settings.learning_rate)
-    Loop(stage, config, out, device, share).run(resume, stop_at)
+    config: TokenizerTrainingConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None,
+    cache_dir: Path = DEFAULT_CACHE,
+) -> Path:  # fmt: skip
+    share = join_peers(device)
+    torch.manual_seed(config.loop.seed)
+    tokenizer = ImageTokenizer(config.network).to(device)
+    stage = Reconstruction("tokenizer", tokenizer, config, out, cache_dir, device, share)
+    run_loop(stage, config, out, device, share, resume, stop_at)
     return out / "tokenizer.safetensors"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log, picture and weights")
-    parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE, help="where fetched art and sprites are kept")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, help="instead of the preset's number")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    args = parser.parse_args()
-    preset = PRESETS[args.preset]
-    if args.steps:
-        preset = replace(preset, tokenizer=replace(preset.tokenizer, steps=args.steps))
-    print(train_tokenizer(preset, args.out, args.cache_dir, args.device, args.resume))
-
-
 if __name__ == "__main__":
-    main()
+    main_of(TokenizerTrainingConfig, train_tokenizer, __doc__)

@@ -14,10 +14,14 @@ from simplear_engine.bench.machine import Roofs, one_line
 from simplear_engine.bench.timing import Times, in_turns
 from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.kernels.op import Case, Op, all_ops
+from simplear_engine.kernels.quantization import QUANTIZED
+from simplear_engine.kernels.triton_launch import has_implementation
 from simplear_engine.testing.op_trial import Trial
+from simplear_engine.testing.triton_trial import TritonTrial
 
 KEY = ("op", "impl", "case")
 ROUNDS = 5
+GRAPH_RUNS = 20  # of a Triton op in one CUDA graph, so that starting it from Python is no part of its time
 TURN_SECONDS = 0.1
 MIN_RUNS = 2
 
@@ -38,7 +42,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--isa", "--impl", dest="impl", metavar="NAMES",
         help="implementations, comma-separated, or all (default: the one that is chosen here). On a CPU there is one "
-        "for each instruction set",
+        "for each instruction set; triton needs a GPU, torch and Triton",
     )  # fmt: skip
     parser.add_argument("--dtype", help="only cases that choose this type for an argument")
     parser.add_argument("--case", help="only cases whose name contains this")
@@ -117,12 +121,15 @@ def run(options) -> dict:
 def implementations(op: str, asked: str | None, backend: CpuBackend) -> list[str]:
     """The implementations of an op that were asked for and that run here."""
     here = [impl for impl in _C.op_impls()[op] if impl not in _C.compiled_isas() or impl in _C.available_isas()]
+    here += ["triton"] if has_implementation(op) else []
     if asked == "all":
         return [isa for isa in _C.compiled_isas() if isa in here]
     chosen = asked.split(",") if asked else [backend.implementation(op)]
     for impl in chosen:
         if impl not in here:
             raise UnsupportedError(f"op {op} has no implementation named {impl} here; it has {', '.join(here)}")
+    if "triton" in chosen and not _C.cuda_devices()[0]:
+        raise UnsupportedError(f"op {op}: Triton needs a GPU to be timed, and there is none here")
     return chosen
 
 
@@ -130,19 +137,24 @@ def measure(op: Op, impls: list[str], case: Case, pool: _C.ThreadPool) -> list[d
     """A row of the table for each implementation; where the check fails, it has "error" and no times."""
     rows, runs = [], {}
     for impl in impls:
+        if impl == "triton" and case.dtypes.get("weight") in QUANTIZED:
+            continue  # packed for the CPU's instructions
         row = {"op": op.name, "impl": impl, "case": case.id, "dtypes": dict(case.dtypes)}
-        trial = Trial(op, impl, case, pool)
+        trial = TritonTrial(op, case) if impl == "triton" else Trial(op, impl, case, pool)
         trial.run()
         try:
             trial.check()
-            runs[impl] = Recorded(trial, pool).run
+            runs[impl] = trial.repeated(GRAPH_RUNS) if impl == "triton" else Recorded(trial, pool).run
         except AssertionError as error:
             row["error"] = one_line(error)
         rows.append(row)
     times = in_turns(runs, ROUNDS, TURN_SECONDS, MIN_RUNS)
     for row in rows:
         if row["impl"] in times:
-            row |= figures(op, case, times[row["impl"]])
+            of_impl = times[row["impl"]]
+            if row["impl"] == "triton":
+                of_impl = Times(tuple(seconds / GRAPH_RUNS for seconds in of_impl.seconds))
+            row |= figures(op, case, of_impl)
     return rows
 
 

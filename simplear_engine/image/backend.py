@@ -1,4 +1,4 @@
-"""What computes: packs weights and prepares a network for a size. The C++ kernels, or NumPy as their reference."""
+"""What computes: packs weights and prepares a network for a size. The C++ kernels, Triton, or NumPy as the reference."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from simplear_engine import _C
 from simplear_engine.image import fsq
-from simplear_engine.image.packing import KernelPacker
+from simplear_engine.image.packing import KernelPacker, plain_kernels
 from simplear_engine.image.recording import Recording
 from simplear_engine.image.reference_ops import ReferenceOps
 from simplear_engine.kernels.fsq_decode import OP as FSQ_DECODE
@@ -30,7 +30,32 @@ class CpuBackend:
         return codes
 
     def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
-        return Recording(shape, run_network, self.dtype, self._pool)
+        program = _C.Program()
+        plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
+        run = lambda recording: program.run(plan, self._pool)  # noqa: E731
+        return Recording(shape, run_network, self.dtype, program, _C.chosen_isa(), run)
+
+
+class TritonBackend:
+    """The kernels of a GPU, in a process that has torch and Triton; channels-last bfloat16 is what they are made for."""
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
+        self.packer = KernelPacker(dtype, None, pack_kernels=plain_kernels)
+
+    codes_of = staticmethod(fsq.decode)
+
+    def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
+        from simplear_engine.triton_program import TritonProgram
+
+        program = TritonProgram()
+
+        def run(recording: Recording) -> None:
+            program.write(recording.input)
+            program.run()
+            program.read_back(recording.output)
+
+        return Recording(shape, run_network, self.dtype, program, "triton", run)
 
 
 class ReferenceBackend:

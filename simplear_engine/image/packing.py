@@ -1,17 +1,26 @@
 """Weights on their way into the kernels: packed panels for convolutions, float32 vectors for norms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from simplear_engine import _C
+from simplear_engine.dtypes import encode_bfloat16
 from simplear_engine.kernels import conv2d
 from simplear_engine.kernels.conv2d import PackedKernels
 
 
+def plain_kernels(weight: np.ndarray, dtype: str, pool=None) -> _C.Tensor:
+    """A convolution's weights as the GPU kernels take them: as they are, in `dtype`."""
+    if dtype == "bfloat16":
+        return _C.Tensor.from_numpy(encode_bfloat16(weight), "bfloat16")
+    return _C.Tensor.from_numpy(np.array(weight, np.float32))
+
+
 @dataclass(frozen=True)
 class PackedConv:
-    weight: PackedKernels
+    weight: PackedKernels | _C.Tensor
     bias: _C.Tensor
 
 
@@ -22,10 +31,13 @@ class PackedNorm:
 
 
 class KernelPacker:
-    """Turns folded layers into what the kernels compute with; `dtype` is that of the network's inside."""
+    """Turns folded layers into what the kernels compute with; `dtype` is that of the network's inside.
 
-    def __init__(self, dtype: str, pool: _C.ThreadPool):
-        self.dtype, self.pool = dtype, pool
+    pack_kernels(float32 [N, M, R, R, C], dtype, pool): what makes a convolution's weights.
+    """
+
+    def __init__(self, dtype: str, pool: _C.ThreadPool | None, pack_kernels: Callable = conv2d.pack):
+        self.dtype, self.pool, self._pack_kernels = dtype, pool, pack_kernels
         # Folding errors of float32 are a thousandth of what rounding to bfloat16 does, and it folds twice as fast.
         self.fold_dtype = np.float32 if dtype == "bfloat16" else np.float64
 
@@ -42,7 +54,7 @@ class KernelPacker:
 
     def _pack(self, weight: np.ndarray, bias: np.ndarray, dtype: str) -> PackedConv:
         channels_last = weight.transpose(0, 1, 3, 4, 2).astype(np.float32, order="C")
-        return PackedConv(conv2d.pack(channels_last, dtype, self.pool), _vector(bias))
+        return PackedConv(self._pack_kernels(channels_last, dtype, self.pool), _vector(bias))
 
 
 def _vector(values: np.ndarray) -> _C.Tensor:

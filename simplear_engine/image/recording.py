@@ -15,21 +15,24 @@ from simplear_engine.kernels.op import all_ops
 
 
 class Recording:
-    """`run_network(ops, x)` recorded for an input of `shape`; called, it maps float32 to float32 arrays."""
+    """`run_network(ops, x)` recorded for an input of `shape`; called, it maps float32 to float32 arrays.
 
-    def __init__(self, shape: tuple[int, ...], run_network: Callable, dtype: str, pool: _C.ThreadPool):
-        ops = _RecordingOps(dtype)
-        self._input = ops.new(shape, "float32")
-        self._output = run_network(ops, self._input)
-        self._program = ops.program
-        self._pool = pool
-        self._plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
+    program: what the calls of implementation `impl` are added to. run(recording): carries them out.
+    """
+
+    def __init__(self, shape: tuple[int, ...], run_network: Callable, dtype: str, program, impl: str, run: Callable):
+        ops = _RecordingOps(dtype, program, impl)
+        first = ops.new(shape, "float32")
+        last = run_network(ops, first)
+        self._kept = first, last  # nobody else gets their memory
+        self.input, self.output = first.storage, last.storage
+        self._run = run
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The result is a view that the next call overwrites."""
-        self._input.storage.numpy()[...] = x
-        self._program.run(self._plan, self._pool)
-        return self._output.storage.numpy()
+        self.input.numpy()[...] = x
+        self._run(self)
+        return self.output.numpy()
 
 
 class _Activation:
@@ -48,10 +51,9 @@ class _Activation:
 class _RecordingOps:
     """The op table of network.py that appends calls to a program."""
 
-    def __init__(self, dtype: str):
-        self.program = _C.Program()
+    def __init__(self, dtype: str, program, impl: str):
         self.dtype = dtype
-        self._impl = _C.chosen_isa()
+        self._program, self._impl = program, impl
         self._free_blocks: list[np.ndarray] = []
 
     def new(self, shape: tuple[int, ...], dtype: str) -> _Activation:
@@ -88,7 +90,7 @@ class _RecordingOps:
         return self._record("spatial_attention", args, y, scale=residual.shape[-1] ** -0.5)
 
     def _record(self, name: str, args: dict, result: _Activation, **scalars) -> _Activation:
-        _OPS[name].record(self.program, self._impl, args, **scalars)
+        _OPS[name].record(self._program, self._impl, args, **scalars)
         return result
 
 

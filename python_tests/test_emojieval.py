@@ -1,0 +1,225 @@
+"""EmojiEval asks for what training never showed, judges by GenEval's rules, and repeats itself."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from simplear_train import emoji_scenes
+from simplear_train.concepts import CONCEPTS
+from simplear_train.emoji_scenes import BALANCED_KINDS, PRETRAINING_KINDS, SceneMaker
+from simplear_train.emojieval import __main__ as command
+from simplear_train.emojieval.detector import SIDE, WEIGHTS, Detector, load_detector, save_detector
+from simplear_train.emojieval.records import TASKS, evaluation_records
+from simplear_train.emojieval.rules import Detection, judge, relations
+from simplear_train.emojieval.score import scores
+from simplear_train.emojieval.train_detector import change_one_fact, ideal_scene
+
+
+@pytest.fixture
+def make_scenes(monkeypatch):
+    """SceneMakers without the art, which would be a download."""
+    monkeypatch.setattr(emoji_scenes, "load_sprites", lambda *args: {})
+    monkeypatch.setattr(emoji_scenes, "emoji_words", lambda *args: {})
+    return lambda seed, kinds: SceneMaker(seed, SIDE, kinds=kinds)
+
+
+def facts_of_record(record: dict) -> set:
+    """What a record asks for, in the form of `facts_of_scene`."""
+    include = record["include"]
+    if record["tag"] == "counting":
+        return {("count", include[0]["class"], include[0]["count"])}
+    if record["tag"] == "colors":
+        return {("colour", include[0]["class"], include[0]["color"])}
+    nouns = tuple((asked["class"], asked.get("color")) for asked in include)
+    if record["tag"] == "position":
+        (second, _), (first, _) = nouns
+        relation = include[1]["position"][0]
+        if relation in ("right of", "below"):
+            first, second = second, first
+        return {("relation", first, second)}
+    if record["tag"] == "two_object":
+        return {("together", frozenset(noun for noun, _ in nouns))}
+    assert record["tag"] == "color_attr"
+    return {("together", frozenset(nouns))}
+
+
+def facts_of_scene(scene) -> set:
+    objects = scene.objects
+    facts = {("colour", p.noun, p.colour) for p in objects if p.colour}
+    if scene.relation:
+        facts.add(("relation", objects[0].noun, objects[1].noun))
+        facts.add(("together", frozenset(p.noun for p in objects)))
+        facts.add(("together", frozenset((p.noun, p.colour) for p in objects)))
+    elif len(objects) > 1:
+        facts.add(("count", objects[0].noun, len(objects)))
+    return facts
+
+
+def detections_of(scene) -> list[Detection]:
+    unit = SIDE / 8
+    return [
+        Detection(
+            p.noun, 0.9, p.colour or "red", (p.x * unit, p.y * unit, (p.x + p.size) * unit, (p.y + p.size) * unit)
+        )
+        for p in scene.objects
+    ]
+
+
+def test_no_scene_of_any_stage_shows_what_is_asked_for(make_scenes):
+    asked = {}
+    for record in evaluation_records():
+        if record["tag"] != "single_object":
+            asked.update({fact: record["prompt"] for fact in facts_of_record(record)})
+    assert len(asked) > 250
+    shown = set()
+    for seed, kinds in ((0, PRETRAINING_KINDS), (500, BALANCED_KINDS)):
+        maker = make_scenes(seed, kinds)
+        for index in range(4000):
+            scene = maker.scene(index)
+            for fact in facts_of_scene(scene):
+                assert fact not in asked, f"{asked.get(fact)!r} was shown by scene {index}: {scene}"
+                shown.add(fact)
+    # The check above would also pass on scenes that show nothing.
+    assert {fact[0] for fact in shown} == {fact[0] for fact in asked}
+
+
+def test_records_have_genevals_form_and_never_change():
+    records = evaluation_records()
+    assert records == evaluation_records()
+    assert len({r["prompt"] for r in records}) == len(records)
+    assert list(Counter(r["tag"] for r in records)) == list(TASKS)
+    assert sum(r["tag"] == "single_object" for r in records) == len(CONCEPTS)
+    position = next(r for r in records if r["tag"] == "position")
+    relation, index = position["include"][1]["position"]
+    assert index == 0 and f" {relation} " in position["prompt"]
+    counting = next(r for r in records if r["tag"] == "counting")
+    assert counting["exclude"][0]["count"] == counting["include"][0]["count"] + 1
+
+
+def test_a_faithful_picture_passes_and_one_wrong_fact_fails():
+    rng = np.random.default_rng(3)
+    for record in evaluation_records():
+        found = detections_of(ideal_scene(record, rng))
+        assert judge(record, found) == (True, ""), record
+        changed = change_one_fact(record, rng)
+        correct, reason = judge(changed, found)
+        assert not correct and reason, changed
+
+
+def test_detections_below_the_threshold_do_not_count():
+    record = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+    box = (0, 0, 64, 64)
+    assert judge(record, [Detection("cat", 0.31, "red", box)])[0]
+    assert judge(record, [Detection("cat", 0.29, "red", box)]) == (False, "expected cat>=1, found 0")
+
+
+def test_one_animal_too_many_is_a_wrong_count():
+    record = {
+        "tag": "counting",
+        "include": [{"class": "cat", "count": 2}],
+        "exclude": [{"class": "cat", "count": 3}],
+    }
+    cats = [Detection("cat", 0.9, "red", (x, 0, x + 30, 30)) for x in (0, 40, 80)]
+    assert judge(record, cats[:2])[0]
+    assert judge(record, cats) == (False, "expected cat<3, found 3")
+
+
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((60, 0, 100, 40), {"right of"}),
+        ((0, 60, 40, 100), {"below"}),
+        ((60, 60, 100, 100), {"right of", "below"}),
+        ((2, 1, 42, 41), set()),  # hardly moved
+        ((60, 12, 100, 52), {"right of"}),  # somewhat lower, but mostly to the right
+    ],
+)
+def test_relations_follow_the_main_direction(box, expected):
+    home = (0, 0, 40, 40)
+    assert relations(box, home) == expected
+    opposite = {"right of": "left of", "below": "above"}
+    assert relations(home, box) == {opposite[name] for name in expected}
+
+
+def test_overall_is_the_mean_of_tasks_whatever_their_sizes():
+    records = [{"tag": task} for task in TASKS for _ in range(20 if task == "position" else 2)]
+    correct = np.array([[r["tag"] != "position"] * 4 for r in records])
+    result = scores(records, correct)
+    assert result["tasks"]["position"]["score"] == 0 and result["tasks"]["colors"]["score"] == 1
+    assert result["overall"]["score"] == round(5 / 6, 4)
+    assert result["overall"]["interval"] == [result["overall"]["score"]] * 2  # nothing varied
+
+
+def test_pictures_of_one_prompt_do_not_narrow_the_interval():
+    records = [{"tag": task} for task in TASKS for _ in range(30)]
+    passed = np.tile(np.arange(30) % 2 == 0, len(TASKS))
+    alike = scores(records, np.repeat(passed[:, None], 4, 1))
+    single = scores(records, passed[:, None])
+    widths = [np.subtract(*r["overall"]["interval"][::-1]) for r in (alike, single)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.15) and widths[0] > 0.05
+
+
+def test_detector_recognises_what_the_default_model_draws():
+    from simplear_engine import Engine
+
+    nouns = ["cat", "panda", "robot", "rocket", "pizza", "house", "tree", "star", "owl", "crab"]
+    with Engine.from_pretrained("default") as engine:
+        images = np.stack([np.asarray(i.pil) for i in engine.generate([f"a {n}" for n in nouns], seed=5)])
+        blank = np.full_like(images[:1], 240)
+    detector = load_detector()
+    found = detector.detect(images)
+    assert sum(bool(f) and f[0].noun == noun and f[0].confidence > 0.3 for noun, f in zip(nouns, found)) >= 9
+    assert not [d for d in detector.detect(blank)[0] if d.confidence > 0.3]
+    for objects in found:
+        # A single thing is three quarters as wide as the picture, so its centre cannot be far from the middle.
+        left, top, right, bottom = objects[0].box
+        assert 40 < (left + right) / 2 < 88 and 40 < (top + bottom) / 2 < 88
+
+
+def test_weights_for_other_concepts_are_refused(tmp_path, monkeypatch):
+    from simplear_engine.errors import CheckpointError
+    from simplear_train.emojieval import detector as module
+
+    save_detector(Detector(), tmp_path / "detector.safetensors")
+    load_detector(tmp_path / "detector.safetensors")
+    monkeypatch.setattr(module, "NOUNS", (*module.NOUNS[:-1], "zebra"))
+    with pytest.raises(CheckpointError, match="other nouns"):
+        load_detector(tmp_path / "detector.safetensors")
+    with pytest.raises(CheckpointError, match="train_detector"):
+        load_detector(tmp_path / "missing.safetensors")
+
+
+def test_detector_says_what_pictures_it_takes():
+    from simplear_engine.errors import InvalidRequestError
+
+    with pytest.raises(InvalidRequestError, match=r"expected uint8 \[N, 128, 128, 3\], got uint8 \[1, 64, 64, 3\]"):
+        load_detector().detect(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_command_writes_scores_that_repeat(tmp_path, monkeypatch, capsys):
+    few = [next(r for r in evaluation_records() if r["tag"] == task) for task in TASKS]
+    monkeypatch.setattr(command, "evaluation_records", lambda: few)
+    results = []
+    for name in ("first", "second"):
+        arguments = ["emojieval", "--model", "default", "--out", str(tmp_path / name), "--seed", "3", "--keep-pictures"]
+        monkeypatch.setattr("sys.argv", arguments)
+        command.main()
+        results.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    assert results[0] == results[1]
+    assert set(results[0]["tasks"]) == set(TASKS)
+    assert "overall" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "first" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 * len(few) and len({line["seed"] for line in lines}) == len(lines)
+    shares = [np.mean([line["correct"] for line in lines if line["tag"] == task]) for task in TASKS]
+    assert results[0]["overall"]["score"] == pytest.approx(np.mean(shares), abs=1e-4)
+    for name in (*TASKS, "overview"):
+        assert (tmp_path / "first" / f"{name}.png").stat().st_size > 1000
+    folder = tmp_path / "first" / "00001"
+    assert json.loads((folder / "metadata.jsonl").read_text()) == few[1]
+    assert len(list((folder / "samples").glob("*.png"))) == 4
+    assert results[0]["sha256"]["detector"] and WEIGHTS.name.endswith(".safetensors")

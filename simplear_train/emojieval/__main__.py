@@ -1,0 +1,157 @@
+"""Draw every EmojiEval prompt four times with the engine, judge the pictures, write scores and contact sheets.
+
+    python -m simplear_train.emojieval --model default --out runs/emojieval
+    python -m simplear_train.emojieval --model runs/sft --out runs/sft/emojieval --guidance-scale 1.2 --top-k 3
+
+Writes to OUT: scores.json (tasks, overall, intervals, and all that is needed to repeat them), results.jsonl (a line
+for each picture, GenEval's keys), TASK.png and overview.png (evenly spaced prompts, four pictures each, nothing
+selected; green passed, red did not). With --keep-pictures also the pictures, in the folders that GenEval's own scorer
+reads. The scores belong to emoji scenes and to this detector: they compare models with each other here and say
+nothing beside published GenEval numbers.
+"""
+
+import argparse
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..contact_sheet import sheet
+from .records import TASKS, evaluation_records
+from .rules import judge
+from .score import scores
+
+PICTURES_PER_PROMPT = 4
+PROMPTS_PER_SHEET = 8
+CALLS_AT_ONCE = 4  # prompts that the engine has in flight, so that its batches are full
+
+
+def seed_of(base: int, prompt_index: int) -> int:
+    """Of a prompt's first picture; the others follow it, and no two pictures of a run share a seed."""
+    return base + prompt_index * PICTURES_PER_PROMPT
+
+
+def draw(engine, records: list[dict], seed: int, **sampling) -> np.ndarray:
+    """uint8 [prompts, pictures, H, W, 3]"""
+
+    def pictures(index: int) -> np.ndarray:
+        prompt, first = records[index]["prompt"], seed_of(seed, index)
+        drawn = engine.generate(prompt, num_images=PICTURES_PER_PROMPT, seed=first, **sampling)
+        return np.stack([np.asarray(image.pil) for image in drawn])
+
+    with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
+        every = pool.map(pictures, range(len(records)))
+        return np.stack(list(tqdm(every, total=len(records), desc="pictures", unit="prompt")))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): sha256(p.read_bytes()) for p in sorted(folder.rglob("*.safetensors"))}
+
+
+def evenly(records: list[dict], task: str, number: int) -> list[int]:
+    """Indices of `number` records of a task, spread over all of them."""
+    of_task = [i for i, record in enumerate(records) if record["tag"] == task]
+    return [of_task[i] for i in np.linspace(0, len(of_task) - 1, min(number, len(of_task))).astype(int)]
+
+
+def write_sheet(path: Path, chosen: list[int], records: list[dict], images: np.ndarray, correct: np.ndarray) -> None:
+    pictures = [image for i in chosen for image in images[i]]
+    captions = [records[i]["prompt"].removeprefix("a photo of ") for i in chosen for _ in range(PICTURES_PER_PROMPT)]
+    outlines = ["#2a9d3a" if passed else "#d62828" for i in chosen for passed in correct[i]]
+    sheet(pictures, tuple(captions), columns=2 * PICTURES_PER_PROMPT, outlines=tuple(outlines)).save(
+        path, optimize=True
+    )
+
+
+def write_pictures(out: Path, records: list[dict], images: np.ndarray) -> None:
+    from PIL import Image
+
+    for index, (record, pictures) in enumerate(zip(records, images)):
+        folder = out / f"{index:05d}"
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / "samples" / f"{number:04d}.png")
+
+
+def evaluate(model: str, out: Path, seed: int = 0, keep_pictures: bool = False, **sampling) -> dict:
+    """The contents of scores.json. `sampling` goes to Engine.generate; None stands for the model's own default."""
+    from simplear_engine import Engine
+    from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
+
+    from .detector import SIDE, WEIGHTS, load_detector
+
+    records, detector = evaluation_records(), load_detector()
+    out.mkdir(parents=True, exist_ok=True)
+    with Engine.from_pretrained(model) as engine:
+        images = draw(engine, records, seed, height=SIDE, width=SIDE, **sampling)
+        defaults = {name: getattr(engine.defaults, name) for name in ("guidance_scale", "top_k")}
+    found = detector.detect(images.reshape(-1, *images.shape[2:]))
+    verdicts = [judge(records[i // PICTURES_PER_PROMPT], objects) for i, objects in enumerate(found)]
+    correct = np.array([passed for passed, _ in verdicts]).reshape(len(records), PICTURES_PER_PROMPT)
+
+    with (out / "results.jsonl").open("w") as file:
+        for i, (passed, reason) in enumerate(verdicts):
+            index, number = divmod(i, PICTURES_PER_PROMPT)
+            record = records[index]
+            line = {
+                "filename": f"{index:05d}/samples/{number:04d}.png", "tag": record["tag"], "prompt": record["prompt"],
+                "correct": passed, "reason": reason, "seed": seed_of(seed, index) + number, "metadata": record,
+                "details": [vars(d) for d in found[i]],
+            }  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+    for task in TASKS:
+        write_sheet(out / f"{task}.png", evenly(records, task, PROMPTS_PER_SHEET), records, images, correct)
+    write_sheet(out / "overview.png", [i for task in TASKS for i in evenly(records, task, 2)], records, images, correct)
+    if keep_pictures:
+        write_pictures(out, records, images)
+    folder = DEFAULT_MODEL_FOLDER if model == "default" else Path(model)
+    result = {
+        **scores(records, correct),
+        "model": model,
+        "seed": seed,
+        "pictures_per_prompt": PICTURES_PER_PROMPT,
+        "sampling": {**defaults, "temperature": 1.0, **{k: v for k, v in sampling.items() if v is not None}},
+        "engine_version": version("simplear-engine"),
+        "sha256": {
+            "weights": hashes(folder),
+            "prompts": sha256(json.dumps(records, sort_keys=True).encode()),
+            "detector": sha256(WEIGHTS.read_bytes()),
+            "pictures": sha256(images.tobytes()),
+        },
+    }
+    (out / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m simplear_train.emojieval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help='folder that the engine loads, or "default"')
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, results.jsonl and sheets")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on from it")
+    parser.add_argument("--guidance-scale", type=float, help="instead of the model's own")
+    parser.add_argument("--top-k", type=int, help="instead of the model's own")
+    parser.add_argument("--keep-pictures", action="store_true", help="also write 00000/samples/0000.png and so on")
+    args = parser.parse_args()
+    result = evaluate(
+        args.model, args.out, args.seed, args.keep_pictures, guidance_scale=args.guidance_scale, top_k=args.top_k
+    )
+    for task, entry in (*result["tasks"].items(), ("overall", result["overall"])):
+        print(f"{task:14s} {entry['score']:.3f}  ({entry['interval'][0]:.3f} to {entry['interval'][1]:.3f})")
+    print(args.out / "scores.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The prompts of EmojiEval, each with the facts that its picture must show, in GenEval's record format.
+
+    {"tag": "position", "include": [{"class": "cat", "count": 1},
+                                    {"class": "dog", "count": 1, "position": ["right of", 0]}],
+     "prompt": "a photo of a dog right of a cat"}
+
+`position` names a relation to another entry of `include`; `color` is a colour's name; `exclude` holds classes and
+counts that must not be reached. Apart from the single objects, which have to be known, every prompt states a fact
+that emoji_scenes holds out: no scene of any stream shows it.
+"""
+
+from itertools import combinations
+
+import numpy as np
+
+from ..concepts import COLOURS, CONCEPTS, Concept
+from ..emoji_scenes import (
+    NUMBER_WORDS,
+    is_held_out,
+    is_held_out_attribution,
+    is_held_out_colour,
+    is_held_out_count,
+    with_article,
+)
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+MAX_PER_TASK = 80  # of the tasks that hold out more than that
+
+
+def phrase(concept: Concept, colour: str | None = None) -> str:
+    words = f"{colour} {concept.noun}" if colour else concept.noun
+    return words if concept.is_mass else with_article(words)
+
+
+def record(tag: str, words: str, include: list[dict], exclude: list[dict] | None = None) -> dict:
+    entry = {"tag": tag, "include": include}
+    if exclude:
+        entry["exclude"] = exclude
+    return {**entry, "prompt": f"a photo of {words}"}
+
+
+def single_object() -> list[dict]:
+    return [record("single_object", phrase(c), [{"class": c.noun, "count": 1}]) for c in CONCEPTS]
+
+
+def two_object() -> list[dict]:
+    """Neither of the two orders is ever seen."""
+    return [
+        record(
+            "two_object",
+            f"{phrase(a)} and {phrase(b)}",
+            [{"class": a.noun, "count": 1}, {"class": b.noun, "count": 1}],
+        )
+        for a, b in combinations(CONCEPTS, 2)
+        if is_held_out(a.noun, b.noun) and is_held_out(b.noun, a.noun)
+    ]
+
+
+def counting() -> list[dict]:
+    return [
+        record(
+            "counting",
+            f"{word} {concept.plural}",
+            [{"class": concept.noun, "count": count}],
+            [{"class": concept.noun, "count": count + 1}],
+        )
+        for concept in CONCEPTS
+        for count, word in NUMBER_WORDS.items()
+        if not concept.is_mass and is_held_out_count(concept.noun, count)
+    ]
+
+
+def colors() -> list[dict]:
+    return [
+        record("colors", phrase(concept, colour), [{"class": concept.noun, "count": 1, "color": colour}])
+        for concept in CONCEPTS
+        for colour in COLOURS
+        if concept.recolour and is_held_out_colour(concept.noun, colour)
+    ]
+
+
+def position() -> list[dict]:
+    records = []
+    for a, b in ((a, b) for a in CONCEPTS for b in CONCEPTS if a is not b and is_held_out(a.noun, b.noun)):
+        for relation in ("left of", "above"):
+            # "a left of b" is the held-out fact; "b right of a" says the same.
+            for first, second, words in ((a, b, relation), (b, a, OPPOSITE[relation])):
+                include = [{"class": second.noun, "count": 1}]
+                include.append({"class": first.noun, "count": 1, "position": [words, 0]})
+                records.append(record("position", f"{phrase(first)} {words} {phrase(second)}", include))
+    return records
+
+
+def color_attr() -> list[dict]:
+    coloured = [
+        (concept, colour)
+        for concept in CONCEPTS
+        for colour in COLOURS
+        if concept.recolour and not is_held_out_colour(concept.noun, colour)
+    ]
+    return [
+        record(
+            "color_attr",
+            f"{phrase(a, a_colour)} and {phrase(b, b_colour)}",
+            [{"class": a.noun, "count": 1, "color": a_colour}, {"class": b.noun, "count": 1, "color": b_colour}],
+        )
+        for (a, a_colour), (b, b_colour) in combinations(coloured, 2)
+        if a is not b and a_colour != b_colour and is_held_out_attribution(((a.noun, a_colour), (b.noun, b_colour)))
+    ]
+
+
+def evaluation_records() -> list[dict]:
+    """The same list on every call: six tasks in the order of TASKS."""
+    records = []
+    for task in (single_object, two_object, counting, colors, position, color_attr):
+        every = task()
+        if task is not single_object and len(every) > MAX_PER_TASK:
+            chosen = np.random.default_rng(0).choice(len(every), MAX_PER_TASK, replace=False)
+            every = [every[i] for i in sorted(chosen)]
+        records += every
+    return records
