@@ -1,7 +1,7 @@
 """How an operation is declared: once, as data, for every backend.
 
 A folder kernels/<op>/ holds a declaration and a NumPy reference (`__init__.py`), the C struct of its arguments
-(`<op>.h`), and implementations (csrc/cpu/ops/<op>.cc; later <op>.cu, <op>_triton.py). From the declaration follow shape
+(`<op>.h`), and implementations (csrc/cpu/ops/<op>.cc, <op>.cu, <op>_triton.py). From the declaration follow shape
 checks with readable errors, the generic tests (python_tests/test_ops.py) and the microbenchmarks. Nothing here knows
 what any op computes.
 """
