@@ -15,6 +15,7 @@ from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
 from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import Case, all_ops
+from simplear_engine.kernels.packed_weight import ReferenceWeight
 from simplear_engine.kernels.quantization import QUANTIZED
 from simplear_engine.kernels.weight_tiles import pack_tiles
 from simplear_engine.testing.simt_trial import SimtTrial
@@ -92,6 +93,15 @@ def test_row_of_a_product_is_the_same_alone_and_in_a_crowd(run, num_rows, dtype)
     together = product(x)
     for row in (0, num_rows // 2, num_rows - 1):
         np.testing.assert_array_equal(product(x[row : row + 1])[0], together[row])
+
+
+def test_product_of_more_columns_than_fit_beside_a_long_pipeline(run):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 10240)).astype(np.float32), rng.standard_normal((8, 10240)).astype(np.float32)
+    y = tensor(np.full((2, 8), np.nan, np.float32))
+    run("linear", {"x": rounded(x), "weight": pack_tiles([weight], "bfloat16"), "y": y}, accumulate=0)
+    expected = ReferenceWeight(weight, "bfloat16").product(x)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5, atol=2e-3)
 
 
 @pytest.mark.parametrize("dim", [64, 16])  # on tensor cores, and not

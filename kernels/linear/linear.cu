@@ -6,14 +6,18 @@
 namespace simplear::SIMPLEAR_GPU {
 namespace {
 
-constexpr int kStages = 16;
+// Tiles of weights on their way for each warp. With more rows, or many columns, shared memory has to hold activations.
+constexpr int kFewStages = 4;
+template <int kGroups>
+constexpr int kStages = kGroups == 1 ? 16 : 8;
 
 template <class W, int kGroups>
-using LinearProduct = SkinnyProduct<W, kGroups, 1, kStages>;
+using LinearProduct = SkinnyProduct<W, kGroups, 1, kStages<kGroups>>;
+template <class W>
+using LongLinearProduct = SkinnyProduct<W, 1, 1, kFewStages>;
 
-template <class W, int kGroups, class Y>
+template <class Product, class W, class Y>
 __global__ void __launch_bounds__(kProductThreads, 1) multiply(LinearParams p, int groups_per_block) {
-  using Product = LinearProduct<W, kGroups>;
   allow_next_kernel();
   const WeightTiles<W> weights(p.weight, divide_up(p.out_features, kTileRows), p.in_features);
   const int first = blockIdx.x * groups_per_block, count = min(groups_per_block, weights.num_row_tiles - first);
@@ -40,9 +44,8 @@ __global__ void __launch_bounds__(kProductThreads, 1) multiply(LinearParams p, i
   }
 }
 
-template <class W, int kGroups>
-void run(const LinearParams& p, Launcher& launcher) {
-  using Product = LinearProduct<W, kGroups>;
+template <class Product, class W>
+void run_product(const LinearParams& p, Launcher& launcher) {
   const int64_t shared = Product::shared_bytes(p.in_features);
   const ProductBlocks blocks =
       divide_groups(static_cast<int32_t>(divide_up(p.out_features, kTileRows)), launcher.num_multiprocessors,
@@ -50,8 +53,16 @@ void run(const LinearParams& p, Launcher& launcher) {
   const LaunchShape shape{dim3(blocks.num_blocks, divide_up(p.num_rows, Product::kRows)), dim3(kProductThreads),
                           static_cast<size_t>(shared)};
   const auto start = [&](auto kernel) { launch(launcher, "linear", kernel, shape, p, blocks.groups_per_block); };
-  if (p.y.dtype == DType::kBFloat16) start(multiply<W, kGroups, uint16_t>);
-  else start(multiply<W, kGroups, float>);
+  if (p.y.dtype == DType::kBFloat16) start(multiply<Product, W, uint16_t>);
+  else start(multiply<Product, W, float>);
+}
+
+template <class W, int kGroups>
+void run(const LinearParams& p, Launcher& launcher) {
+  using Product = LinearProduct<W, kGroups>;
+  if (Product::shared_bytes(p.in_features) <= static_cast<int64_t>(launcher.max_shared_bytes))
+    run_product<Product, W>(p, launcher);
+  else run_product<LongLinearProduct<W>, W>(p, launcher);
 }
 
 void linear(const LinearParams& p, Launcher& launcher) {
