@@ -210,8 +210,8 @@ class Engine:
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
-        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8); None: no guesses. draft_source
-        says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
+        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8); None: no guesses.
+        draft_source says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
         "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
@@ -374,10 +374,12 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
-        # A device runs ahead of the host, which is what chooses windows; there "auto" draws one code a step.
-        request.adapts_window = sampling.adapts_window and self.device == "cpu"
-        request.draft_window = 1 if sampling.adapts_window and self.device != "cpu" else sampling.draft_window
-        request.draft_source = sampling.draft_source
+        # A device runs ahead of the host, which is what chooses windows and keeps the table of drafts: there "auto" draws one
+        # code a step, and guesses are those that the device can make by itself.
+        is_cpu = self.device == "cpu"
+        request.adapts_window = sampling.adapts_window and is_cpu
+        request.draft_window = 1 if sampling.adapts_window and not is_cpu else sampling.draft_window
+        request.draft_source = sampling.draft_source or ("context" if is_cpu else "left")
         request.grid_width = sampling.grid[1]
         return request
 
