@@ -129,6 +129,8 @@ def main() -> None:
                 ways.append(Way(f"{source}, auto", {**told, "speculation": "auto"}))
             # Costs and chances are estimated while pictures are drawn; a few, not counted, bring the estimates about.
             engine._core.learns_drafts = arguments.learn
+            # Pixels of one picture would be decoded by turns with the steps of the next.
+            engine._pixels = None
             for way in ways:
                 engine.generate(prompts(8), seed=1000, **options, **way.options)
             results[name] = measure(engine, ways, arguments.images, options)

@@ -28,7 +28,7 @@ def spin(stop: threading.Event) -> None:
 def draw(engine: Engine, num_images: int) -> tuple[float, list]:
     """(milliseconds a step, images)."""
     before = engine.stats()
-    images = engine.generate("a red apple", num_images=num_images, seed=1)
+    images = engine.generate("a red apple", num_images=num_images, seed=1, speculation=None)
     after = engine.stats()
     steps = after["num_steps"] - before["num_steps"]
     return (after["busy_seconds"] - before["busy_seconds"]) / steps * 1e3, images

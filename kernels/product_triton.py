@@ -8,12 +8,13 @@ ascending order. That is what keeps a row's sum the same in every crowd (contrac
 import triton
 import triton.language as tl
 
+from simplear_engine.kernels.float8 import NAME as FLOAT8
 from simplear_engine.kernels.triton_launch import Launch, power_of_2, stages, tiles
 from simplear_engine.kernels.weight_tiles import TILE_ROW_BYTES
 
 OUTS = 64  # outputs of a tile
-K_TILE = {"float32": 32, "bfloat16": 128}
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+K_TILE = {"float32": 32, "bfloat16": 128, FLOAT8: 128}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, FLOAT8: 1}
 
 
 @triton.jit
@@ -35,18 +36,42 @@ def weight_tile(
     weight, outs, out_mask, k, K: tl.constexpr, K_TILE: tl.constexpr, COLUMNS: tl.constexpr,
     TURN: tl.constexpr = 0, TURNS: tl.constexpr = 1,
 ):  # fmt: skip
-    """[outs, k] of a matrix, or of one of TURNS matrices that were packed by turns."""
-    tile = (outs // 8 * TURNS + TURN).to(tl.int64) * ((K + COLUMNS - 1) // COLUMNS)
+    """[outs, k] of a matrix, or of one of TURNS matrices that were packed by turns; k counts as memory does."""
+    TILES: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
+    tile = (outs // 8 * TURNS + TURN).to(tl.int64) * TILES
     at = weight + (tile * 8 + outs % 8)[:, None] * COLUMNS + (k // COLUMNS * (8 * COLUMNS) + k % COLUMNS)[None, :]
     if K % K_TILE == 0:
-        return tl.load(at, mask=out_mask[:, None], other=0)
+        values = tl.load(at, mask=out_mask[:, None], other=0)
     else:
-        return tl.load(at, mask=out_mask[:, None] & (k < K)[None, :], other=0)
+        values = tl.load(at, mask=out_mask[:, None] & (k < TILES * COLUMNS)[None, :], other=0)
+    if COLUMNS == 64:
+        # e4m3 has the layout of a small float32: moved into place, only the offset of its exponent is wrong, by 120.
+        bits = ((values.to(tl.uint32) & 0x80) << 24) | ((values.to(tl.uint32) & 0x7F) << 20)
+        return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(tl.bfloat16)
+    else:
+        return values
 
 
 @triton.jit
-def row_tile(z, rows, row_mask, k, K: tl.constexpr, K_TILE: tl.constexpr):
-    """[k, rows] of the prepared rows."""
+def scaled(
+    acc, weight, outs, out_mask, M: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr,
+    TURN: tl.constexpr = 0, TURNS: tl.constexpr = 1,
+):  # fmt: skip
+    """[outs, rows]: the sums times the scales of float8 weights [M, K], which stand behind all tiles."""
+    if COLUMNS == 64:
+        TILES: tl.constexpr = (M + 7) // 8 * TURNS * ((K + COLUMNS - 1) // COLUMNS)
+        scales = (weight + tl.full([], TILES, tl.int64) * 512).to(tl.pointer_type(tl.float32))
+        return acc * tl.load(scales + (outs // 8 * TURNS + TURN) * 8 + outs % 8, mask=out_mask, other=0)[:, None]
+    else:
+        return acc
+
+
+@triton.jit
+def row_tile(z, rows, row_mask, k, K: tl.constexpr, K_TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    """[k, rows] of the prepared rows, for k as the memory of the weights counts."""
+    if COLUMNS == 64:
+        # A tile of float8 has its columns in an order of its own (kernels/common/weight_tiles.cuh).
+        k = k // 64 * 64 + k // 8 % 2 * 32 + k // 16 % 4 * 8 + k // 4 % 2 * 4 + k % 2 * 2 + k // 2 % 2
     at = z + rows.to(tl.int64)[None, :] * K + k[:, None]
     if K % K_TILE == 0:
         return tl.load(at, mask=row_mask[None, :], other=0)
@@ -67,9 +92,9 @@ def tile_of_rows(num_rows: int) -> int:
 
 def tiling(dtype: str, k: int, rows: int, weights: int = 1, operands: int = 1) -> tuple[dict[str, int], int]:
     """(constants of a product's tiles, stages of its loop) for so many tiles of weights and of rows at a time."""
-    k_tile = min(K_TILE[dtype], max(power_of_2(k), 16))
-    a_stage = k_tile * (weights * OUTS + operands * rows) * ITEM_BYTES[dtype]
     columns = TILE_ROW_BYTES // ITEM_BYTES[dtype]
+    k_tile = min(K_TILE[dtype], max(power_of_2(k), columns))
+    a_stage = k_tile * (weights * OUTS * ITEM_BYTES[dtype] + operands * rows * (4 if dtype == "float32" else 2))
     return {"K": k, "K_TILE": k_tile, "COLUMNS": columns, "OUTS": OUTS, "ROWS": rows}, stages(a_stage)
 
 

@@ -39,7 +39,7 @@ def make_engine(device, weights=None, **options):
 
 
 def draw(engine, seed=7, prompt_length=30, side=7, **options):
-    options = {"height": side * 16, "width": side * 16, "guidance_scale": 2.5, **options}
+    options = {"height": side * 16, "width": side * 16, "guidance_scale": 2.5, "speculation": None, **options}
     return engine.generate_from_ids([1 + seed % 3, 2] * prompt_length, NEGATIVE, seed=seed, **options)[0]
 
 
@@ -74,12 +74,20 @@ def device():
         {"prompt_length": 150},
         {"speculation": "jacobi", "draft_window": 4, "temperature": 0.2},
         {"speculation": "jacobi", "draft_window": 64},
+        {"speculation": "jacobi", "draft_window": 5, "draft_source": "left", "temperature": 0.2},
     ],
 )
 def test_image_is_the_one_that_the_cpu_draws(cpu, device, options):
     image, expected = draw(device, **options), draw(cpu, **options)
     assert_same(image, expected)
-    assert image.num_steps == expected.num_steps
+    if options.get("draft_source") == "left" or "speculation" not in options:
+        assert image.num_steps == expected.num_steps
+
+
+def test_image_is_the_same_where_only_the_host_can_make_drafts(cpu, device):
+    expected = draw(cpu)
+    for options in ({"speculation": "auto"}, {"speculation": "jacobi", "draft_source": "context"}):
+        assert_same(draw(device, **options), expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -100,3 +100,27 @@ def test_interpreted_kernels_cannot_be_compiled(folder):
         env={**ENVIRONMENT, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     assert "UnsupportedError: TRITON_INTERPRET is set: what Triton interprets it cannot compile" in ended.stderr
+
+
+PRODUCTS = """
+import json, sys
+from pathlib import Path
+from simplear_engine.kernels.op import Case, all_ops
+from simplear_engine.testing.triton_check import fields_of, product_instructions
+from simplear_engine.triton_aot import device_launches
+
+dtypes = {"x": "bfloat16", "weight": "bfloat16", "y": "float32"}
+for capability in (80, 90):
+    for rows in (1, 20, 33, 200):
+        case = Case({"N": rows, "M": 64, "K": 128}, dtypes, {"accumulate": 0})
+        (launch,) = device_launches("linear", fields_of(all_ops()["linear"], case), {}, capability, None, Path(sys.argv[1]))
+        print(json.dumps([capability, rows, sorted(product_instructions(launch.kernel))]))
+"""
+
+
+def test_few_and_many_rows_meet_the_same_tensor_core_instruction(folder):
+    """It may be wider, and adds each output in the same order: what contract C2 rests on."""
+    found = [json.loads(line) for line in run_python("-c", PRODUCTS, str(folder)).splitlines()]
+    assert len(found) == 8
+    for capability, rows, instructions in found:
+        assert instructions == {80: ["HMMA.16816"], 90: ["HGMMA.64xNx16"]}[capability], rows

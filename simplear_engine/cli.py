@@ -77,14 +77,14 @@ def generate(options) -> int:
                 temperature=options.temperature,
                 top_k=options.top_k,
                 top_p=options.top_p,
-                speculation=options.speculation,
+                speculation={None: "auto", "none": None}.get(options.speculation, options.speculation),
                 draft_window=options.draft_window,
                 seed=options.seed,
                 on_progress=bar.update,
             )
         told = _save_all(images, path)
     print(f"{told}  {time.perf_counter() - started:.2f} s")
-    if options.speculation:
+    if options.speculation in ("auto", "jacobi"):
         print(_speculation_report(images))
     return 0
 
@@ -253,9 +253,9 @@ def _add_generate(commands) -> None:
     )
     command.add_argument(
         "--speculation",
-        choices=["auto", "jacobi"],
-        help="guess codes ahead and verify several in a step: fewer steps, same pictures; auto: as many as pay, jacobi: "
-        "always --draft-window; says afterwards how often guesses were right",
+        choices=["auto", "jacobi", "none"],
+        help="guess codes ahead and verify several in a step: fewer steps, same pictures; auto: as many as pay (what the "
+        "engine does anyway), jacobi: always --draft-window; both say afterwards how often guesses were right",
     )
     command.add_argument(
         "--draft-window",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _REQUIRED_PACKAGES = ("numpy", "tokenizers", "pillow", "tqdm")
 _HUB_PACKAGE = "huggingface_hub"
-_VARIABLES = ("SIMPLEAR_CPU_ISA", "SIMPLEAR_OPS", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+_VARIABLES = ("SIMPLEAR_CPU_ISA", "SIMPLEAR_OPS", "SIMPLEAR_CACHE_DIR", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
 
 
 def report() -> tuple[list[str], list[str]]:

@@ -202,7 +202,7 @@ class Engine:
         self, prompt: str | Sequence[str], *, negative_prompt: str | None = None, height: int | None = None,
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = "auto",
         draft_window: int | None = None, draft_source: str | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
@@ -210,8 +210,8 @@ class Engine:
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
-        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8). draft_source
-        says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
+        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8); None: no guesses.
+        draft_source says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
         "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
@@ -239,7 +239,7 @@ class Engine:
         self, prompt_ids: Sequence[int], negative_ids: Sequence[int] | None = None, *, height: int | None = None,
         width: int | None = None, num_images: int = 1, guidance_scale: float | None = None, temperature: float = 1.0,
         top_k: int | None = None, top_p: float = 1.0, seed: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None, speculation: str | None = "auto",
         draft_window: int | None = None, draft_source: str | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """As `generate`, from the ids of a whole conditional prompt (begin and end tokens included) and of the
@@ -314,12 +314,10 @@ class Engine:
         num_waiting, num_blocks, num_free_blocks)."""
         return self._core.stats()
 
-    def save_drafts(self, path, max_entries: int | None = None) -> int:
+    def save_drafts(self, path, min_seen: int = 1) -> int:
         """Writes what was learnt about the codes of this model's pictures, for `drafts.safetensors` in a checkpoint's
-        folder; returns the number of entries. max_entries: keep the ones that were seen most often."""
-        entries = self._core.draft_entries()
-        if max_entries is not None and entries.shape[1] > max_entries:
-            entries = entries[:, np.argsort(-entries[3], kind="stable")[:max_entries]]
+        folder; returns the number of entries (8 bytes each). min_seen: leave out neighbours that occurred more rarely."""
+        entries = self._core.draft_entries(min_seen)
         draft_file.write_drafts(path, entries)
         return entries.shape[1]
 
@@ -376,10 +374,12 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
-        # A device runs ahead of the host, which is what chooses windows; there "auto" draws one code a step.
-        request.adapts_window = sampling.adapts_window and self.device == "cpu"
-        request.draft_window = 1 if sampling.adapts_window and self.device != "cpu" else sampling.draft_window
-        request.draft_source = sampling.draft_source
+        # A device runs ahead of the host, which is what chooses windows and keeps the table of drafts: there "auto" draws one
+        # code a step, and guesses are those that the device can make by itself.
+        is_cpu = self.device == "cpu"
+        request.adapts_window = sampling.adapts_window and is_cpu
+        request.draft_window = 1 if sampling.adapts_window and not is_cpu else sampling.draft_window
+        request.draft_source = sampling.draft_source or ("context" if is_cpu else "left")
         request.grid_width = sampling.grid[1]
         return request
 

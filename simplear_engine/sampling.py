@@ -34,7 +34,7 @@ class Sampling:
     seed: int
     draft_window: int
     adapts_window: bool
-    draft_source: str
+    draft_source: str | None
 
 
 def check_sampling(
@@ -88,10 +88,8 @@ def _draft_window(speculation, draft_window) -> int:
     return _integer("draft_window", draft_window, 1, MAX_DRAFT_WINDOW)
 
 
-def _draft_source(draft_source) -> str:
-    if draft_source is None:
-        return DRAFT_SOURCES[0]
-    if draft_source not in DRAFT_SOURCES:
+def _draft_source(draft_source) -> str | None:
+    if draft_source is not None and draft_source not in DRAFT_SOURCES:
         raise InvalidRequestError(f"draft_source: expected one of {', '.join(DRAFT_SOURCES)}, got {draft_source!r:.80}")
     return draft_source
 

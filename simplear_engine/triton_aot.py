@@ -11,6 +11,7 @@ kernel, set of constants, target and version of Triton. A file that is damaged o
 
 import hashlib
 import json
+import logging
 import math
 import os
 import struct
@@ -21,14 +22,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from simplear_engine.atomic_file import atomic_writer
-from simplear_engine.errors import UnsupportedError
+from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.kernels.triton_launch import OPTIONS, Launch, launches_of
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 1  # of the files
-POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "int32": "*i32", "uint64": "*u64", "int8": "*i8", "uint8": "*u8"}
+POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "int32": "*i32", "uint64": "*u64", "int8": "*i8", "uint8": "*u8",
+            "float8_e4m3": "*u8"}  # fmt: skip
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int32": 4, "uint64": 8, "int8": 1, "uint8": 1}
 ALIGNMENT = 16  # bytes, of every pointer that a kernel is handed
 WORKSPACE_ALIGNMENT = 256
+
+_compiled: dict[tuple[Path, str], "CompiledKernel"] = {}  # an engine asks for the same kernel for every layer
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,6 @@ def _bound(launch: Launch, capability: int, workspace: int, folder: Path) -> Dev
 
 def compile_kernel(launch: Launch, capability: int, folder: Path) -> CompiledKernel:
     import triton
-    from triton.backends.compiler import GPUTarget
 
     if triton.knobs.runtime.interpret:
         raise UnsupportedError("TRITON_INTERPRET is set: what Triton interprets it cannot compile")
@@ -118,17 +123,28 @@ def compile_kernel(launch: Launch, capability: int, folder: Path) -> CompiledKer
     source = triton.compiler.ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **OPTIONS}
     key = json.dumps([FORMAT, triton.__version__, source.hash(), capability, options], sort_keys=True)
-    path = folder / f"{source.name}-sm{capability}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"
-    if (found := _read(path, key)) is not None:
+    if (found := _compiled.get((folder, key))) is not None:
         return found
+    path = folder / f"{source.name}-sm{capability}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"
+    kernel = _read(path, key) or _compile(source, capability, options, path, key)
+    _compiled[folder, key] = kernel
+    return kernel
+
+
+def _compile(source, capability: int, options: dict, path: Path, key: str) -> CompiledKernel:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     metadata = result.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
         raise UnsupportedError(f"kernel {source.name}: it wants memory or clusters that nobody here gives it")
-    arguments = [name for name, kind in signature.items() if kind != "constexpr"]
-    types = ["pointer" if kind[0] == "*" else {"i32": "int32", "fp32": "float32"}[kind] for kind in signature.values() if kind != "constexpr"]  # fmt: skip
+    present = {name: kind for name, kind in source.signature.items() if kind != "constexpr"}
+    types = tuple(
+        "pointer" if kind[0] == "*" else {"i32": "int32", "fp32": "float32"}[kind] for kind in present.values()
+    )
     kernel = CompiledKernel(
-        result.asm["cubin"], metadata.name, metadata.num_warps, metadata.shared, tuple(arguments), tuple(types)
+        result.asm["cubin"], metadata.name, metadata.num_warps, metadata.shared, tuple(present), types
     )
     _write(path, key, kernel)
     return kernel
@@ -159,9 +175,12 @@ def _signature(launch: Launch):
 def _write(path: Path, key: str, kernel: CompiledKernel) -> None:
     facts = {**asdict(kernel), "key": key, "sha256": hashlib.sha256(kernel.cubin).hexdigest()}
     del facts["cubin"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path) as file:
-        file.write(json.dumps(facts).encode() + b"\n" + kernel.cubin)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            file.write(json.dumps(facts).encode() + b"\n" + kernel.cubin)
+    except (OSError, InvalidRequestError) as error:
+        _log.warning("a compiled kernel was not kept, and will be compiled again next time: %s", error)
 
 
 def _read(path: Path, key: str) -> CompiledKernel | None:

@@ -184,10 +184,10 @@ void bind_engine(py::module_& m) {
           [](Engine& engine, bool learns) { engine.set_learns_drafts(learns); })
       .def(
           "draft_entries",
-          [](Engine& engine) {
+          [](Engine& engine, int32_t min_seen) {
             const std::vector<ContextTable::Entry> entries = [&] {
               py::gil_scoped_release release;
-              return engine.draft_entries();
+              return engine.draft_entries(min_seen);
             }();
             const auto count = static_cast<py::ssize_t>(entries.size());
             py::array_t<int32_t> columns({py::ssize_t{4}, count});
@@ -200,7 +200,7 @@ void bind_engine(py::module_& m) {
             }
             return columns;
           },
-          "int32 [4, n]: tag, code, how often it was right, how often the context was seen.")
+          py::arg("min_seen"), "int32 [4, n]: tag, code, how often it was right, how often the context was seen.")
       .def(
           "learn_picture",
           [](Engine& engine, const std::vector<int32_t>& codes, int32_t width) {
@@ -216,7 +216,7 @@ void bind_engine(py::module_& m) {
             const auto c = columns.unchecked<2>();
             std::vector<ContextTable::Entry> entries(columns.shape(1));
             for (size_t i = 0; i < entries.size(); ++i)
-              entries[i] = {static_cast<uint32_t>(c(0, i)), c(1, i), static_cast<uint16_t>(c(2, i)),
+              entries[i] = {static_cast<uint32_t>(c(0, i)), 0, c(1, i), static_cast<uint16_t>(c(2, i)),
                             static_cast<uint16_t>(c(3, i))};
             py::gil_scoped_release release;
             engine.insert_draft_entries(entries);

@@ -20,10 +20,12 @@ uint32_t tag_of(const Surroundings& a, uint32_t context) {
   return tag == 0 ? 1 : tag;
 }
 
+float share_of(const ContextTable::Entry& entry) { return entry.num_right / (entry.num_seen + 0.6f); }
+
 }  // namespace
 
 const ContextTable::Entry* ContextTable::find(uint32_t tag) const {
-  if (slots_.empty()) return nullptr;
+  if (slots_.empty() || tag == 0) return nullptr;
   for (int i = 0; i < kProbes; ++i) {
     const Entry& entry = slots_[(tag + i) & (slots_.size() - 1)];
     if (entry.tag == tag) return &entry;
@@ -62,16 +64,23 @@ void ContextTable::insert(const Entry& entry) {
   if (entry.tag != 0) find_or_replace(entry.tag) = entry;
 }
 
-std::vector<ContextTable::Entry> ContextTable::entries() const {
-  std::vector<Entry> used;
-  for (const Entry& entry : slots_)
-    if (entry.tag != 0) used.push_back(entry);
-  return used;
+std::vector<ContextTable::Entry> ContextTable::telling_entries(int32_t min_seen) const {
+  std::vector<Entry> telling;
+  for (const Entry& entry : slots_) {
+    if (entry.tag == 0 || entry.num_seen < min_seen) continue;
+    const Entry* parent = find(entry.parent);
+    while (parent && parent->num_seen < min_seen) parent = find(parent->parent);
+    if (!parent || parent->code != entry.code || share_of(*parent) < share_of(entry)) telling.push_back(entry);
+  }
+  return telling;
 }
 
 void ContextTable::learn(const Surroundings& around, std::span<const uint32_t> contexts, int32_t code) {
-  for (uint32_t context : contexts) {
-    Entry& entry = find_or_replace(tag_of(around, context));
+  for (size_t i = 0; i < contexts.size(); ++i) {
+    Entry& entry = find_or_replace(tag_of(around, contexts[i]));
+    size_t parent = i + 1;
+    while (parent < contexts.size() && (contexts[parent] & ~contexts[i]) != 0) ++parent;
+    entry.parent = parent < contexts.size() ? tag_of(around, contexts[parent]) : 0;
     if (entry.num_seen == std::numeric_limits<uint16_t>::max()) {
       entry.num_right /= 2;
       entry.num_seen /= 2;
@@ -90,8 +99,7 @@ void ContextTable::learn(const Surroundings& around, std::span<const uint32_t> c
 
 ContextTable::Prediction ContextTable::predict(const Surroundings& around, std::span<const uint32_t> contexts) const {
   for (uint32_t context : contexts)
-    if (const Entry* entry = find(tag_of(around, context)))
-      return {entry->code, entry->num_right / (entry->num_seen + 0.6f)};
+    if (const Entry* entry = find(tag_of(around, context))) return {entry->code, share_of(*entry)};
   return {};
 }
 

@@ -34,7 +34,8 @@ enum Known : uint32_t {
 class ContextTable {
  public:
   struct Entry {
-    uint32_t tag = 0;  // 0: free
+    uint32_t tag = 0;     // 0: free
+    uint32_t parent = 0;  // tag of the next context that knows less; 0: none
     int32_t code = 0;
     uint16_t num_right = 0, num_seen = 0;  // how often `code` stood in this context, and how often anything did
   };
@@ -49,8 +50,9 @@ class ContextTable {
   // What the first of `contexts` that occurred before says.
   Prediction predict(const Surroundings& around, std::span<const uint32_t> contexts) const;
 
-  // The entries in use, to be kept in a file and handed to another table.
-  std::vector<Entry> entries() const;
+  // The entries that are worth keeping in a file: seen at least `min_seen` times, and not saying what the context that
+  // knows less says as surely.
+  std::vector<Entry> telling_entries(int32_t min_seen) const;
   void insert(const Entry& entry);
 
   int64_t size() const { return size_; }

@@ -72,9 +72,9 @@ void Engine::set_learns_drafts(bool learns) {
   scheduler_.set_learns_drafts(learns);
 }
 
-std::vector<ContextTable::Entry> Engine::draft_entries() {
+std::vector<ContextTable::Entry> Engine::draft_entries(int32_t min_seen) {
   std::lock_guard lock(mutex_);
-  return scheduler_.context_table().entries();
+  return scheduler_.context_table().telling_entries(min_seen);
 }
 
 void Engine::insert_draft_entries(std::span<const ContextTable::Entry> entries) {

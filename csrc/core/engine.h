@@ -44,7 +44,7 @@ class Engine {
   void set_learns_drafts(bool learns);
 
   // What was learnt about the codes of pictures, for a later engine with the same model.
-  std::vector<ContextTable::Entry> draft_entries();
+  std::vector<ContextTable::Entry> draft_entries(int32_t min_seen);
   void insert_draft_entries(std::span<const ContextTable::Entry> entries);
   // From a picture that was drawn elsewhere: codes in raster order, `width` in a row.
   void learn_picture(std::span<const int32_t> codes, int32_t width);

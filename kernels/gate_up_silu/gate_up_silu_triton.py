@@ -7,6 +7,7 @@ from simplear_engine.kernels.product_triton import (
     out_tiles,
     prepared,
     row_tile,
+    scaled,
     tile_of_rows,
     tiling,
     weight_tile,
@@ -28,9 +29,11 @@ def gate_and_up(
         k = k0 + tl.arange(0, K_TILE)
         of_gate = weight_tile(weight, outs, out_mask, k, K, K_TILE, COLUMNS, 0, 2)
         of_up = weight_tile(weight, outs, out_mask, k, K, K_TILE, COLUMNS, 1, 2)
-        z = row_tile(x, rows, row_mask, k, K, K_TILE)
+        z = row_tile(x, rows, row_mask, k, K, K_TILE, COLUMNS)
         gate = tl.dot(of_gate, z, gate, input_precision="ieee")
         up = tl.dot(of_up, z, up, input_precision="ieee")
+    gate = scaled(gate, weight, outs, out_mask, I, K, COLUMNS, 0, 2)
+    up = scaled(up, weight, outs, out_mask, I, K, COLUMNS, 1, 2)
     at = y + rows.to(tl.int64)[None, :] * I + outs[:, None]
     tl.store(at, (gate / (1 + tl.exp(-gate)) * up).to(y.dtype.element_ty), mask=row_mask[None, :] & out_mask[:, None])
 

@@ -14,6 +14,7 @@ from simplear_engine.kernels.product_triton import (
     out_tiles,
     prepared,
     row_tile,
+    scaled,
     tiling,
     weight_tile,
 )
@@ -42,8 +43,9 @@ def draw_from_tiles(
     for k0 in range(0, K, K_TILE):
         k = k0 + tl.arange(0, K_TILE)
         w = weight_tile(weight, codes, is_code, k, K, K_TILE, COLUMNS)
-        c = tl.dot(w, row_tile(z, cond, is_draw, k, K, K_TILE), c, input_precision="ieee")
-        u = tl.dot(w, row_tile(z, uncond, is_guided, k, K, K_TILE), u, input_precision="ieee")
+        c = tl.dot(w, row_tile(z, cond, is_draw, k, K, K_TILE, COLUMNS), c, input_precision="ieee")
+        u = tl.dot(w, row_tile(z, uncond, is_guided, k, K, K_TILE, COLUMNS), u, input_precision="ieee")
+    c, u = scaled(c, weight, codes, is_code, V, K, COLUMNS), scaled(u, weight, codes, is_code, V, K, COLUMNS)
     guidance = tl.load(guidance_scale + draws, mask=is_guided, other=0)
     heat = tl.load(temperature + draws, mask=is_draw, other=0)
     is_noisy = heat > 0
@@ -194,7 +196,8 @@ def score_rows(
         for k0 in range(0, K, K_TILE):
             k = k0 + tl.arange(0, K_TILE)
             w = weight_tile(weight, codes, is_code, k, K, K_TILE, COLUMNS)
-            acc = tl.dot(w, row_tile(z, rows, is_scored, k, K, K_TILE), acc, input_precision="ieee")
+            acc = tl.dot(w, row_tile(z, rows, is_scored, k, K, K_TILE, COLUMNS), acc, input_precision="ieee")
+        acc = scaled(acc, weight, codes, is_code, V, K, COLUMNS)
         at = logits + rows.to(tl.int64)[None, :] * V + codes[:, None]
         tl.store(at, acc, mask=is_scored[None, :] & is_code[:, None])
 

@@ -11,6 +11,7 @@ from simplear_engine.kernels.product_triton import (
     out_tiles,
     prepared,
     row_tile,
+    scaled,
     tile_of_rows,
     tiling,
     weight_tile,
@@ -45,7 +46,8 @@ def multiply(
     for k0 in range(span * SPAN, min(span * SPAN + SPAN, K), K_TILE):
         k = k0 + tl.arange(0, K_TILE)
         w = weight_tile(weight, outs, out_mask, k, K, K_TILE, COLUMNS)
-        acc = tl.dot(w, row_tile(x, rows, row_mask, k, K, K_TILE).to(w.dtype), acc, input_precision="ieee")
+        acc = tl.dot(w, row_tile(x, rows, row_mask, k, K, K_TILE, COLUMNS).to(w.dtype), acc, input_precision="ieee")
+    acc = scaled(acc, weight, outs, out_mask, M, K, COLUMNS)
     at = rows.to(tl.int64)[None, :] * M + outs[:, None]
     mask = row_mask[None, :] & out_mask[:, None]
     if partial is None:

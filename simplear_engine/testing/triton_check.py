@@ -52,17 +52,27 @@ def fields_of(op: Op, case: Case) -> dict:
 
 def resources(kernel: CompiledKernel) -> dict:
     """Registers of a thread, and bytes that it spills."""
+    text = _dump(kernel, "-res-usage")
+    return {
+        "registers": int(re.search(r"REG:(\d+)", text)[1]),
+        "spilled_bytes": int(re.search(r"STACK:(\d+)", text)[1]),
+    }
+
+
+def product_instructions(kernel: CompiledKernel) -> set[str]:
+    """The tensor-core instructions of a kernel, without their width in rows: "HMMA.16816", "HGMMA.64xNx16"."""
+    found = re.findall(r"\b(HMMA\.\w+|HGMMA\.\w+)", _dump(kernel, "-sass"))
+    return {re.sub(r"^(HGMMA\.\d+x)\d+", r"\1N", instruction) for instruction in found}
+
+
+def _dump(kernel: CompiledKernel, what: str) -> str:
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.cubin)
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {
-        "registers": int(re.search(r"REG:(\d+)", text)[1]),
-        "spilled_bytes": int(re.search(r"STACK:(\d+)", text)[1]),
-    }
+        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def cases_of(op: Op) -> list[Case]:
