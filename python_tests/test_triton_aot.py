@@ -33,7 +33,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(folder):
     """A line for each kernel of each op, on both targets. It fails where registers are spilled."""
-    lines = run_python("-m", "simplear_engine.testing.triton_check", "--json", SIMPLEAR_CACHE_DIR=str(folder))
+    lines = run_python(
+        "-m", "simplear_engine.testing.triton_check", "--json", "--largest", SIMPLEAR_CACHE_DIR=str(folder)
+    )
     return [json.loads(line) for line in lines.splitlines()]
 
 
@@ -111,7 +113,7 @@ from simplear_engine.triton_aot import device_launches
 
 dtypes = {"x": "bfloat16", "weight": "bfloat16", "y": "float32"}
 for capability in (80, 90):
-    for rows in (1, 20, 33, 200):
+    for rows in (1, 200):
         case = Case({"N": rows, "M": 64, "K": 128}, dtypes, {"accumulate": 0})
         (launch,) = device_launches("linear", fields_of(all_ops()["linear"], case), {}, capability, None, Path(sys.argv[1]))
         print(json.dumps([capability, rows, sorted(product_instructions(launch.kernel))]))
@@ -121,6 +123,6 @@ for capability in (80, 90):
 def test_few_and_many_rows_meet_the_same_tensor_core_instruction(folder):
     """It may be wider, and adds each output in the same order: what contract C2 rests on."""
     found = [json.loads(line) for line in run_python("-c", PRODUCTS, str(folder)).splitlines()]
-    assert len(found) == 8
+    assert len(found) == 4
     for capability, rows, instructions in found:
         assert instructions == {80: ["HMMA.16816"], 90: ["HGMMA.64xNx16"]}[capability], rows

@@ -38,7 +38,7 @@ def commands(name: str) -> list[tuple[str, list[str]]]:
     stages.append(("pretrain", ["--config", f"{name}-pretrain", "--out", "pretrain", "--resume"]))
     if name == "default":
         balanced = [*world, "--kinds", "balanced"]
-        reward = ["--out", "reward", "--tokenizer", "pretrain/model/tokenizer.json"]
+        reward = ["--out", "reward", "--resume", "--tokenizer", "pretrain/model/tokenizer.json"]
         stages += [
             ("extract_tokens", [*balanced, *own, "--seed", "1000", "--out", "sft-tokens"]),
             ("emoji_scenes", [*balanced, "--seed", "2000", "--prompts", "prompts.txt"]),

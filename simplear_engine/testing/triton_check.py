@@ -75,12 +75,12 @@ def _dump(kernel: CompiledKernel, what: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def cases_of(op: Op) -> list[Case]:
+def cases_of(op: Op, only_largest: bool) -> list[Case]:
     def is_for_gpus(case: Case) -> bool:
         return not {"float32", "int8", "int4"} & {case.dtypes.get(name) for name in ("weight", "x", "qkv")}
 
     found = [case for case in op.bench_cases if is_for_gpus(case)]
-    return found[:1] + found[1:][-1:]
+    return found[-1:] if only_largest else found[:1] + found[1:][-1:]
 
 
 def main() -> int:
@@ -89,12 +89,13 @@ def main() -> int:
         "ops", nargs="*", metavar="op", help="names of ops (default: all that have a Triton implementation)"
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each kernel")
+    parser.add_argument("--largest", action="store_true", help="only the largest number of rows")
     options = parser.parse_args()
     spilled = False
     for name, op in all_ops().items():
         if not has_implementation(name) or (options.ops and name not in options.ops):
             continue
-        for case in cases_of(op):
+        for case in cases_of(op, options.largest):
             for row in (row for capability in CAPABILITIES for row in check(op, case, capability, cache_folder())):
                 spilled |= row["spilled_bytes"] > 0
                 if options.json:

@@ -72,7 +72,8 @@ void rope_append_token(const RopeAppendParams& p, int64_t n, float* scratch) {
 
 void rope_append(const RopeAppendParams& p, ThreadPool& pool) {
   const int64_t width = int64_t{p.num_heads + 2 * p.num_kv_heads} * p.head_dim;
-  parallel_for(pool, p.num_tokens, grain_of(width), [&](int64_t begin, int64_t end, int thread) {
+  // Strided stores and lines that another core wrote: the work of some four simple elements each.
+  parallel_for(pool, p.num_tokens, grain_of(4 * width), [&](int64_t begin, int64_t end, int thread) {
     float* scratch = static_cast<float*>(pool.scratch(thread, 2 * (p.head_dim + kLanes) * sizeof(float)));
     for (int64_t n = begin; n < end; ++n) {
       if (p.k_cache.dtype == DType::kInt8) rope_append_token<int8_t>(p, n, scratch);
