@@ -105,6 +105,10 @@ def main() -> None:
     if failures:
         sys.exit(f"no better than at the start: {', '.join(failures)}")
     print(f"the model: {args.out / 'grpo' / 'model'}")
+    if args.recipe == "default":
+        print(
+            f"to ship it: python -m simplear_train.ship_default --model {args.out}/grpo/model --tokenizer {args.out}/tokenizer/tokenizer.safetensors"
+        )
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ inline Schedule make_schedule(const PagedAttentionParams& p, ThreadPool& pool) {
     total += num_blocks(item) * p.num_kv_heads;
     if (item.num_chunks() > s.max_chunks) s.max_chunks = item.num_chunks();
   }
-  // The two products with a block's keys and values take as long as 3 simple operations on each element of the queries.
-  const int64_t grains = total / grain_of(3 * heads * p.head_dim);
+  // The two products with a block's keys and values take as long as 6 simple operations on each element of the queries.
+  const int64_t grains = total / grain_of(6 * heads * p.head_dim);
   if (grains > 1) s.num_threads = static_cast<int>(grains < pool.size() ? grains : pool.size());
 
   const int64_t partials = s.num_threads * (2 + (s.num_threads > 1 ? s.max_chunks : 0));

@@ -86,35 +86,51 @@ inline Vec load_first(const T* from, int64_t count) {
 
 constexpr int32_t kIota[kKvBlockSize] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// scores[h][j] = scale * q[h] . k[j], d ascending in every lane; -infinity for keys that do not exist.
-// Asks for the values, which are read next, on the way.
-template <int H, class T>
-inline void chunk_scores(const float* q, const Chunk<T>& c, int64_t dim, float scale, float (*scores)[kChunkKeys]) {
-  for (int b = 0; b < c.num_blocks; ++b) {
-    Vec acc[H][kVecsPerBlock] = {};
-    const T* k = c.keys[b];
-    const T* next = c.values[b];
-    for (int64_t d = 0; d < dim; ++d, k += kKvBlockSize, next += kKvBlockSize) {
-      __builtin_prefetch(next, 0, 2);
-      Vec keys[kVecsPerBlock];
+// Few heads have few sums to add to, and each addition waits for the one before it in its sum. So the fewer sums there
+// are, the more blocks of keys, or vectors of a value, are taken at once.
+constexpr int at_once(int sums) { return sums > 4 ? 1 : sums > 2 ? 2 : 4; }
+
+// scores[h][j] = scale * q[h] . k[j] for B blocks from `first` on, d ascending in every lane; -infinity for keys that
+// do not exist. Asks for the values, which are read next, on the way.
+template <int H, int B, class T>
+inline void block_scores(const float* q, const Chunk<T>& c, int first, int64_t dim, float scale,
+                         float (*scores)[kChunkKeys]) {
+  Vec acc[B][H][kVecsPerBlock] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    Vec keys[B][kVecsPerBlock];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecsPerBlock; ++v) keys[v] = load(k + v * kLanes);
-#pragma GCC unroll 8
-      for (int h = 0; h < H; ++h) {
-        const Vec qd = splat(q[h * dim + d]);
+    for (int b = 0; b < B; ++b) {
+      __builtin_prefetch(c.values[first + b] + d * kKvBlockSize, 0, 2);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecsPerBlock; ++v) acc[h][v] = fma(qd, keys[v], acc[h][v]);
-      }
+      for (int v = 0; v < kVecsPerBlock; ++v) keys[b][v] = load(c.keys[first + b] + d * kKvBlockSize + v * kLanes);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecsPerBlock; ++v) {
-      const int first = b * kKvBlockSize + v * kLanes;
-      const VecI exists = load_as<VecI>(kIota) < c.num_keys - first;
-      const Vec factor = Chunk<T>::kHasScales ? load(c.key_scales[b] + v * kLanes) * scale : splat(scale);
 #pragma GCC unroll 8
-      for (int h = 0; h < H; ++h) store(scores[h] + first, exists ? acc[h][v] * factor : splat(-INFINITY));
+    for (int h = 0; h < H; ++h) {
+      const Vec qd = splat(q[h * dim + d]);
+#pragma GCC unroll 4
+      for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecsPerBlock; ++v) acc[b][h][v] = fma(qd, keys[b][v], acc[b][h][v]);
     }
   }
+#pragma GCC unroll 4
+  for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecsPerBlock; ++v) {
+      const int key = (first + b) * kKvBlockSize + v * kLanes;
+      const VecI exists = load_as<VecI>(kIota) < c.num_keys - key;
+      const Vec factor = Chunk<T>::kHasScales ? load(c.key_scales[first + b] + v * kLanes) * scale : splat(scale);
+#pragma GCC unroll 8
+      for (int h = 0; h < H; ++h) store(scores[h] + key, exists ? acc[b][h][v] * factor : splat(-INFINITY));
+    }
+}
+
+template <int H, int B = at_once(H * kVecsPerBlock), class T>
+inline void chunk_scores(const float* q, const Chunk<T>& c, int64_t dim, float scale, float (*scores)[kChunkKeys],
+                         int first = 0) {
+  for (; first + B <= c.num_blocks; first += B) block_scores<H, B>(q, c, first, dim, scale, scores);
+  if constexpr (B > 1)
+    if (first < c.num_blocks) chunk_scores<H, B / 2>(q, c, dim, scale, scores, first);
 }
 
 // Turns one head's scores, to base 2, into weights relative to their maximum: what codes of values, or values
@@ -175,8 +191,9 @@ template <int H = kMaxHeadsAtOnce, class T>
     for (int h = 0; h < H; ++h) chunk_weights(c, scores[h], out.highest(head + h), out.sum(head + h));
     float* acc = out.rows + head * out.stride();
     int64_t i = 0;
-    for (; i + kVecsPerBlock * kLanes <= dim; i += kVecsPerBlock * kLanes)
-      chunk_values<H, kVecsPerBlock, false>(scores, c, dim, i, acc, out.stride());
+    constexpr int kVecs = at_once(H) > kVecsPerBlock ? at_once(H) : kVecsPerBlock;
+    for (; i + kVecs * kLanes <= dim; i += kVecs * kLanes)
+      chunk_values<H, kVecs, false>(scores, c, dim, i, acc, out.stride());
     for (; i < dim; i += kLanes) chunk_values<H, 1, true>(scores, c, dim, i, acc, out.stride());
   }
   if constexpr (H > 1)
