@@ -23,6 +23,7 @@ CONFIG = ModelConfig(
     rms_norm_eps=1e-6, vocab_size=264, tie_word_embeddings=True, max_position_embeddings=400, visual_offset=64,
 )  # fmt: skip
 NEGATIVE = [4, 5] * 10
+OPS_OF_A_STEP = ("embed", "linear", "rope_append", "paged_attention", "gate_up_silu", "head_sample", "verify_drafts")
 
 
 def random_weights(seed=0):
@@ -139,6 +140,61 @@ def test_changed_weights_are_seen():
     assert (before.tokens != after.tokens).any()
     with make_engine("cpu", random_weights(1)) as cpu:
         assert_same(after, draw(cpu))
+
+
+def test_weights_on_the_device_are_borrowed_and_their_changes_seen(cpu):
+    gpu = _C.Device("simulated")
+    weights = {name: gpu.upload(_C.Tensor.from_numpy(array)) for name, array in random_weights().items()}
+    with make_engine("simulated", weights) as device:
+        assert_same(draw(device), draw(cpu))
+        for name, array in random_weights(1).items():
+            gpu.copy(_C.Tensor.from_numpy(array), weights[name])
+        device.wait_stream(gpu.stream)
+        device.weights_changed()
+        changed = draw(device)
+    with make_engine("cpu", random_weights(1)) as other:
+        assert_same(changed, draw(other))
+
+
+def test_weights_on_another_device_are_refused():
+    other = _C.Device("simulated", 1)
+    weights = {name: other.upload(_C.Tensor.from_numpy(array)) for name, array in random_weights().items()}
+    with pytest.raises(InvalidRequestError, match="expected a tensor on cpu or simulated:0, got one on simulated:1"):
+        make_engine("simulated", weights)
+    with pytest.raises(InvalidRequestError, match="expected a tensor on cpu, got one on simulated:1"):
+        make_engine("cpu", weights)
+
+
+def test_stream_that_is_none_is_refused(cpu, device):
+    with pytest.raises(InvalidRequestError, match="there is no stream 12345"):
+        device.wait_stream(12345)
+    with pytest.raises(InvalidRequestError, match="stream: expected a torch.cuda.Stream"):
+        device.release_to_stream("default")
+    with pytest.raises(UnsupportedError, match="computes on the CPU"):
+        cpu.wait_stream(0)
+
+
+# ---------------------------------------------------------------- with the CUDA kernels, run on the host
+
+KERNELS = [name for name, impls in _C.cuda_op_impls().items() if "simt" in impls]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_draw_the_same_image_alone_in_a_crowd_and_speculated(monkeypatch, dtype):
+    with make_engine("cpu", dtype=dtype) as cpu:
+        expected = [draw(cpu, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
+    monkeypatch.setenv("SIMPLEAR_OPS", ",".join(f"{name}=simt" for name in KERNELS if name in OPS_OF_A_STEP))
+    with make_engine("simulated", dtype=dtype) as device:
+        alone = [draw(device, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
+        together = device.generate_from_ids(
+            [1, 2] * 4, NEGATIVE, seed=0, num_images=3, height=32, width=32, guidance_scale=2.5
+        )
+        speculated = draw(device, seed=0, prompt_length=4, side=2, speculation="jacobi", draft_window=4)
+    assert_same(together[0], alone[0])
+    assert_same(speculated, alone[0])
+    for image, other in zip(alone, expected, strict=True):
+        np.testing.assert_array_equal(image.tokens, other.tokens)
+        np.testing.assert_allclose(image.log_probs, other.log_probs, atol=1e-4 if dtype == "float32" else 0.05)
 
 
 # ---------------------------------------------------------------- the host stays out of the way

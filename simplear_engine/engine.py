@@ -67,7 +67,7 @@ class Engine:
     ) -> "Engine":  # fmt: skip
         """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
 
-        device: "auto" or "cpu". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
+        device: "auto" (the first GPU, or the CPU where there is none), "cpu", "cuda" or "cuda:1". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
         (a scale for 32), or "auto" for what the checkpoint is stored in (bfloat16 for float16). The last two are
         rounded from the same checkpoint at load; docs/quantization.md says what that costs. kv_dtype: what keys and
         values are kept in: "float32", "bfloat16", "int8" (a scale for each token and head), or "auto" for float32 beside
@@ -110,7 +110,8 @@ class Engine:
         kv_cache_bytes: int | None = None, threads: int | None = None, max_pairs: int | None = None,
         prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE,
     ) -> "Engine":  # fmt: skip
-        """An engine on tensors that somebody else owns and may change: {canonical name: CPU tensor with DLPack}.
+        """An engine on tensors that somebody else owns and may change: {canonical name: tensor with DLPack}, on the host
+        or on the engine's device.
 
         Names and shapes are those of `weights.weight_specs(config)`. The tensors are borrowed, not copied; after
         changing them in place call `weights_changed()`. `text` (a TextTokenizer) is needed for `generate`,
@@ -165,6 +166,7 @@ class Engine:
             self._compression,
             max_pairs,
             kv_cache_bytes,
+            backend.free_bytes(),
         )
         longest = -(-model.max_position_embeddings // BLOCK_SIZE)
         plan = _C.StepPlan(

@@ -9,24 +9,32 @@
 
 #include "core/program.h"
 #include "cuda/driver.h"
+#include "cuda/op.h"
 
 namespace simplear {
 
 class DeviceProgram {
  public:
   struct Call {
-    const OpImpl* op;  // of the host, on the simulated device
+    const CudaOp* cuda_op;  // one of the two: a kernel, or on the simulated device an implementation of the host
+    const OpImpl* host_op;
     std::vector<std::byte> params;
     std::vector<Program::Binding> bindings;
     std::vector<std::shared_ptr<void>> lenders;  // kept alive as long as the program
   };
 
   // pool: what the simulated device computes with.
-  DeviceProgram(std::shared_ptr<Driver> driver, std::shared_ptr<ThreadPool> pool)
-      : driver_(std::move(driver)), pool_(std::move(pool)) {}
+  DeviceProgram(std::shared_ptr<Driver> driver, std::shared_ptr<ThreadPool> pool);
 
   const std::shared_ptr<Driver>& driver() const { return driver_; }
   void add(Call call) { calls_.push_back(std::move(call)); }
+
+  // Reserves the scratch memory that the calls need with any of these sizes, before anything is enqueued with them.
+  void reserve(const std::vector<StepCounts>& sizes);
+
+  // Kernels may begin before the one before them has ended, and wait for it inside; each may be put behind an idle
+  // kernel of `delay_ns`, which shows who does not wait. For programs that are recorded or run afterwards.
+  void set_overlap(bool is_dependent, uint32_t delay_ns);
 
   // Enqueues all calls with these sizes.
   void enqueue(const StepCounts& counts, Driver::Stream* stream);
@@ -37,9 +45,13 @@ class DeviceProgram {
   double time(int32_t repeats);
 
  private:
+  const std::byte* bind(Call& call, const StepCounts& counts);
+
   std::shared_ptr<Driver> driver_;
   std::shared_ptr<ThreadPool> pool_;
   std::vector<Call> calls_;
+  Launcher launcher_;
+  Tensor workspace_, counters_;
 };
 
 }  // namespace simplear

@@ -21,6 +21,10 @@ GraphRunner::GraphRunner(std::shared_ptr<DeviceProgram> program, std::shared_ptr
       first_step_(pinned_zeros(driver_, {kMaxGroups}, DType::kInt32)),
       drawn_token_(pinned_zeros(driver_, history_.token.shape, DType::kInt32)),
       drawn_log_prob_(pinned_zeros(driver_, history_.log_prob.shape, DType::kFloat32)) {
+  const StepLimits& most = plan_->limits;
+  std::vector<StepCounts> sizes = decode_buckets(most.max_pairs, most);
+  sizes.push_back({most.max_tokens, most.max_seqs(), most.max_logit_rows, most.max_draws, most.max_pairs});
+  program_->reserve(sizes);
   for (int32_t half = 0; half < kMaxGroups; ++half) first_step_.as<int32_t>()[half] = half * max_steps();
 }
 
