@@ -5,15 +5,17 @@
 #   bash benchmarks/gpu.sh build ops            only these
 #   OUT=/tmp/results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
 #
-# Stages: build, ops (kernels against references), images (whole images against the CPU's, alone, batched, speculated),
-# edges (kernels that begin early, behind delays), sanitize (compute-sanitizer, where it is installed), tables (times).
-# A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
+# Stages: build, ops (CUDA kernels against references), images (whole images against the CPU's, alone, batched,
+# speculated), edges (kernels that begin early, behind delays), tables (times), triton (Triton's kernels against
+# references), sanitize (compute-sanitizer, where it is installed). When the nine minutes are over, what is left is cut
+# short and counts as failed. A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
 # downloaded: setuptools, pybind11, cmake, ninja, pytest and the packages of the engine must be present.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 python=${PYTHON:-python3}
 started=$SECONDS
+deadline=$((SECONDS + ${SECONDS_AT_MOST:-530}))
 
 if ! nvidia-smi -L; then
   echo "no GPU here: nvidia-smi finds none, so nothing was built or measured" >&2
@@ -29,10 +31,18 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 
 
 stage_build() {
   SIMPLEAR_CMAKE_ARGS="-DSIMPLEAR_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=$capability ${SIMPLEAR_CMAKE_ARGS:-}" \
-    timeout 240 "$python" -m pip install --no-build-isolation --no-deps --editable .
+    within 240 "$python" -m pip install --no-build-isolation --no-deps --editable .
 }
-tests() { timeout "$1" "$python" -m pytest -q -x --tb=short "${@:2}"; }
+# within SECONDS COMMAND...: cut short after so many seconds, and at the deadline
+within() {
+  local left=$((deadline - SECONDS))
+  [ "$left" -gt 5 ] || { echo "no time left for: ${*:2}"; return 124; }
+  timeout "$(($1 < left ? $1 : left))" "${@:2}"
+}
+export SIMPLEAR_TEST_GPU=1
+tests() { within "$1" "$python" -m pytest -q -x --tb=short "${@:2}"; }
 stage_ops() { tests 120 python_tests/test_gpu.py -k "matches_reference" --maxfail=20; }
+stage_triton() { tests 90 python_tests/test_triton_ops.py --maxfail=20; }
 stage_images() { tests 120 python_tests/test_gpu.py -k "not matches_reference and not kernels_begin"; }
 stage_edges() { tests 60 python_tests/test_gpu.py -k "kernels_begin"; }
 stage_sanitize() {
@@ -42,18 +52,18 @@ stage_sanitize() {
   fi
   for tool in memcheck racecheck; do
     # One small case of each kernel: what it finds, it finds there, and it is a hundred times slower.
-    timeout 60 compute-sanitizer --tool $tool --error-exitcode 1 \
+    within 60 compute-sanitizer --tool $tool --error-exitcode 1 \
       "$python" -m pytest -q -x python_tests/test_gpu.py -k "matches_reference and (N1- or N2- or P1- or W2-)" || return 1
   done
 }
-stage_tables() { timeout 240 "$python" benchmarks/gpu_tables.py --out "$out" --seconds "${SECONDS_FOR_TABLES:-210}"; }
+stage_tables() { within 200 "$python" benchmarks/gpu_tables.py --out "$out" --seconds "${SECONDS_FOR_TABLES:-150}"; }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables sanitize)
+[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables triton sanitize)
 failed=()
 for stage in "${stages[@]}"; do
   if ! declare -F "stage_$stage" >/dev/null; then
-    echo "gpu.sh: expected build, ops, images, edges, sanitize or tables, got $stage" >&2
+    echo "gpu.sh: expected build, ops, images, edges, triton, sanitize or tables, got $stage" >&2
     exit 2
   fi
   echo "== $stage, after $((SECONDS - started)) s"

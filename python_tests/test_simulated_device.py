@@ -12,10 +12,10 @@ import threading
 import numpy as np
 import pytest
 
-from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C
+from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C, device_backend
 from simplear_engine.config import ModelConfig
 from simplear_engine.engine_options import check_gpu
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -184,7 +184,7 @@ def test_kernels_draw_the_same_image_alone_in_a_crowd_and_speculated(monkeypatch
     with make_engine("cpu", dtype=dtype) as cpu:
         expected = [draw(cpu, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
     monkeypatch.setenv("SIMPLEAR_OPS", ",".join(f"{name}=simt" for name in KERNELS if name in OPS_OF_A_STEP))
-    with make_engine("simulated", dtype=dtype) as device:
+    with make_engine("simulated", dtype=dtype, max_pairs=3) as device:
         alone = [draw(device, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
         together = device.generate_from_ids(
             [1, 2] * 4, NEGATIVE, seed=0, num_images=3, height=32, width=32, guidance_scale=2.5
@@ -319,6 +319,73 @@ def test_gpu_that_is_not_there_is_named_beside_those_that_are(monkeypatch):
 def test_unknown_device_is_refused(device):
     with pytest.raises(InvalidRequestError, match="device: expected"):
         make_engine(device)
+
+
+# ---------------------------------------------------------------- sizes of steps, and kernels that are bound to them
+
+
+def make_plan(**counts):
+    plan = _C.StepPlan(max_tokens=700, max_pairs=130, max_logit_rows=260, max_draws=130, max_blocks_per_seq=4)
+    for name, count in counts.items():
+        setattr(plan, name, count)
+    return plan
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 4, 8, 9, 31, 100, 128])
+def test_padding_of_a_decoding_step_is_less_than_a_quarter(pairs):
+    plan = make_plan(
+        num_tokens=2 * pairs, num_seqs=2 * pairs, num_logit_rows=2 * pairs, num_draws=pairs, num_windows=pairs
+    )
+    bucket = _C.bucket_for(plan)
+    assert _C.is_recorded(plan) and bucket in _C.all_buckets(plan)
+    for name, size in bucket.items():
+        assert getattr(plan, name) <= size
+    assert bucket["num_tokens"] < 2.5 * pairs
+
+
+def test_every_step_has_one_of_a_short_list_of_sizes():
+    rng, known = np.random.default_rng(0), _C.all_buckets(make_plan())
+    assert len(known) < 120
+    for _ in range(2000):
+        tokens, logit_rows = int(rng.integers(1, 701)), int(rng.integers(0, 261))
+        logit_rows = min(tokens, logit_rows)
+        draws = int(rng.integers(0, min(logit_rows, 130) + 1))
+        plan = make_plan(
+            num_tokens=tokens, num_seqs=int(rng.integers(1, min(tokens, 260) + 1)), num_logit_rows=logit_rows,
+            num_draws=draws, num_windows=int(rng.integers(min(draws, 1), draws + 1)),
+        )  # fmt: skip
+        bucket = _C.bucket_for(plan)
+        assert bucket in known
+        assert all(getattr(plan, name) <= size for name, size in bucket.items())
+        _C.pad(plan, num_codes=9)
+        assert plan.query_start_loc.numpy()[plan.num_seqs] <= tokens
+        assert (plan.slot_mapping.numpy()[tokens : plan.num_tokens] == -1).all()
+
+
+def test_padding_a_prompt_does_not_run_the_head():
+    plan = make_plan(num_tokens=77, num_seqs=1)
+    assert not _C.is_recorded(plan)
+    assert _C.bucket_for(plan) == {
+        "num_tokens": 80, "num_seqs": 80, "num_logit_rows": 0, "num_draws": 0, "num_windows": 0,
+    }  # fmt: skip
+
+
+def test_compiled_kernel_is_launched_for_the_size_of_the_step():
+    device = _C.Device("simulated")
+    program, memory = _C.DeviceProgram(device.driver, _C.ThreadPool(1)), device.zeros([8], "int32")
+
+    def fill(begin, value, count):
+        pointer = (memory.address + 4 * begin).to_bytes(8, "little")
+        arguments = [pointer, value.to_bytes(4, "little"), count.to_bytes(4, "little")]
+        return (b"fill", "fill", (1, 1, 1), 32, 0, arguments)
+
+    program.add_compiled([(device_backend.NO_COUNTS, [fill(0, 7, 5), fill(3, 9, 2)])], [memory])
+    program.run()
+    assert device.download(memory).numpy().tolist() == [7, 7, 7, 9, 9, 0, 0, 0]
+    other = _C.DeviceProgram(device.driver, _C.ThreadPool(1))
+    other.add_compiled([({**device_backend.NO_COUNTS, "num_tokens": 3}, [fill(0, 1, 8)])], [memory])
+    with pytest.raises(InternalError, match="no kernel was compiled for a step of 0 rows"):
+        other.run()
 
 
 # ---------------------------------------------------------------- the device itself

@@ -84,9 +84,8 @@ class CpuBackend:
     def _borrowed(self, lender) -> _C.Tensor:
         return _C.Tensor.from_dlpack(lender)
 
-    @property
-    def stream(self) -> int:
-        raise UnsupportedError("streams: this engine computes on the CPU, where every call has ended when it returns")
+    # Where copies to and from the device are ordered; the host has no such thing.
+    stream = None
 
     def resident(self, tensor: _C.Tensor) -> _C.Tensor:
         """`tensor` where ops can use it: itself, or a copy that `refresh` brings up to date."""
@@ -120,6 +119,10 @@ class CpuBackend:
         """What runs a recorded step; plan and logits as the ops have them."""
         return _C.CpuRunner(program=program, pool=self.pool, logits=logits)
 
+    def add(self, program, op: str, fields: dict) -> None:
+        """Appends a call to a program; fields: those of the op's struct (`Op.fields`)."""
+        program.add(op, self.implementation(op), fields)
+
     def recorder(self, program) -> "Recorder":
         return Recorder(self, program)
 
@@ -141,7 +144,7 @@ class Recorder:
         def call(**arguments) -> None:
             tensors = {key: value for key, value in arguments.items() if key in op.args}
             scalars = {key: value for key, value in arguments.items() if key not in op.args}
-            op.record(self._program, self._backend.implementation(name), tensors, **scalars)
+            self._backend.add(self._program, name, op.fields(tensors, scalars))
 
         return call
 

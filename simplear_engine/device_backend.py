@@ -4,12 +4,14 @@ On the simulated device of the tests ops run with the CPU's implementations by d
 the CUDA kernel, run on the host. What the host has to do (reading files, packing weights) is done by the CPU's threads.
 """
 
+import importlib.util
+
 import numpy as np
 
 from simplear_engine import _C
 from simplear_engine.backend import CpuBackend
 from simplear_engine.errors import UnsupportedError
-from simplear_engine.kernels.op import FLOAT
+from simplear_engine.kernels.op import FLOAT, all_ops
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.weight_tiles import pack_tiles
 
@@ -18,8 +20,26 @@ STEPS_PER_GROUP = 16
 # Whether kernels may begin before the one before them has ended (programmatic dependent launch), and nanoseconds of idle
 # time before each kernel, for tests of that.
 OVERLAP = (True, 0)
-# The implementations that take weights in tiles: CUDA kernels, and the same kernels run on the host.
-TILED = ("cuda", "simt")
+# The size of a program whose calls are bound to no count.
+NO_COUNTS = {"num_tokens": 0, "num_seqs": 0, "num_logit_rows": 0, "num_draws": 0, "num_windows": 0}
+# The implementations that take weights in tiles: those for a GPU, and CUDA kernels run on the host.
+TILED = ("cuda", "triton", "simt")
+
+
+def _described(launch) -> tuple:
+    """A triton_aot.DeviceLaunch as the device program takes it."""
+    kernel = launch.kernel
+    return kernel.cubin, kernel.name, launch.grid, launch.num_threads, kernel.shared_bytes, list(launch.arguments)
+
+
+def _tensors_of(fields: dict) -> list[_C.Tensor]:
+    return [value for value in fields.values() if isinstance(value, _C.Tensor)]
+
+
+def has_triton(op: str) -> bool:
+    """Whether an op has an implementation in Triton, and Triton is installed."""
+    names = ("triton", f"simplear_engine.kernels.{op}.{op}_triton")
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 class DeviceBackend(CpuBackend):
@@ -29,6 +49,8 @@ class DeviceBackend(CpuBackend):
         self._device = device
         self.device = device.name
         self._is_simulated = self.device.startswith("simulated")
+        self._buckets: list[dict] = []  # sizes of steps
+        self._workspaces: list[_C.Tensor] = []  # of kernels that Triton compiled; the last one is the largest
         super().__init__(threads)
 
     @property
@@ -39,7 +61,10 @@ class DeviceBackend(CpuBackend):
     def known_implementations(self) -> dict[str, list[str]]:
         kernels = _C.cuda_op_impls()
         if not self._is_simulated:
-            return {op: [impl for impl in impls if impl == "cuda"] for op, impls in kernels.items()}
+            return {
+                op: [*(impl for impl in kernels.get(op, []) if impl == "cuda"), *(["triton"] if has_triton(op) else [])]
+                for op in all_ops()
+            }
         on_host = super().known_implementations()
         return {
             op: [*impls, *(impl for impl in kernels.get(op, []) if impl == "simt")] for op, impls in on_host.items()
@@ -116,7 +141,33 @@ class DeviceBackend(CpuBackend):
         program.set_overlap(*OVERLAP)
         return program
 
+    def add(self, program, op: str, fields: dict, impl: str | None = None) -> None:
+        impl = impl or self.implementation(op)
+        if impl != "triton":
+            program.add(op, impl, fields)
+            return
+        compiled = self._compiled(op, fields)
+        program.add_compiled(compiled, [*_tensors_of(fields), *self._workspaces])
+
+    def _compiled(self, op: str, fields: dict) -> list:
+        """What Triton compiles of an op, for every size that a step may have."""
+        from simplear_engine.triton_aot import device_launches
+
+        major, minor = self.properties["capability"]
+        sizes = []
+        for bucket in reversed(self._buckets or [NO_COUNTS]):  # the largest first, so that the workspace seldom grows
+            launches = device_launches(op, fields, bucket, 10 * major + minor, self._workspace_of)
+            sizes.append((bucket, [_described(launch) for launch in launches]))
+        return sizes
+
+    def _workspace_of(self, num_bytes: int) -> int:
+        """Address of so much memory, which all such ops use in turn."""
+        if not self._workspaces or self._workspaces[-1].nbytes < num_bytes:
+            self._workspaces.append(self.zeros([num_bytes], "uint8"))
+        return self._workspaces[-1].address
+
     def step_plan(self, plan: _C.StepPlan) -> _C.StepPlan:
+        self._buckets = _C.all_buckets(plan)
         return self._device.step_plan(plan)
 
     history_length = 2 * STEPS_PER_GROUP

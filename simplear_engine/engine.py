@@ -300,16 +300,28 @@ class Engine:
         """On a GPU: what the engine reads and computes from now on comes after all that has been enqueued on `stream` so
         far (a torch.cuda.Stream, or a CUDA stream's handle). Call it after changing borrowed weights there, before
         `weights_changed()`."""
-        ours = (self._backend.stream, self._runner.stream)
-        for own in ours:
-            self._backend.order(_stream_handle(stream), own)
+        handle = self._foreign_stream(stream)
+        self._between_steps(lambda own: self._backend.order(handle, own))
 
     def release_to_stream(self, stream) -> None:
         """On a GPU: what is enqueued on `stream` from now on comes after all that the engine has begun so far. Call it
         before changing borrowed weights there."""
-        ours = (self._backend.stream, self._runner.stream)
-        for own in ours:
-            self._backend.order(own, _stream_handle(stream))
+        handle = self._foreign_stream(stream)
+        self._between_steps(lambda own: self._backend.order(own, handle))
+
+    def _foreign_stream(self, stream) -> int:
+        if self._backend.stream is None:
+            raise UnsupportedError("streams: this engine computes on the CPU, where every call has ended on return")
+        return _stream_handle(stream)
+
+    def _between_steps(self, order: Callable[[int], None]) -> None:
+        """Calls order(stream) for both of the engine's streams while nothing is being enqueued or captured on them."""
+        self._core.pause()
+        try:
+            order(self._backend.stream)
+            order(self._runner.stream)
+        finally:
+            self._core.resume(False)
 
     def stats(self) -> dict:
         """Counters since the start (num_steps, num_tokens, busy_seconds) and what is going on now (num_running,

@@ -103,6 +103,27 @@ DeviceProgram::Call make_device_call(const std::string& name, const std::string&
   return call;
 }
 
+DeviceProgram::Call make_compiled_call(DeviceProgram& program, const py::list& sizes, const py::list& lenders) {
+  DeviceProgram::Call call{};
+  for (const py::handle& lender : lenders) call.lenders.push_back(lender.cast<const Tensor&>().owner);
+  for (const py::handle& entry : sizes) {
+    const auto [named, launches] = entry.cast<std::pair<std::map<std::string, int32_t>, py::list>>();
+    StepCounts counts;
+    counts.num_tokens = named.at("num_tokens"), counts.num_seqs = named.at("num_seqs");
+    counts.num_logit_rows = named.at("num_logit_rows"), counts.num_draws = named.at("num_draws");
+    counts.num_windows = named.at("num_windows");
+    std::vector<DeviceProgram::CompiledLaunch>& compiled = call.compiled[counts];
+    for (const py::handle& launch : launches) {
+      const auto [image, name, grid, threads, shared_bytes, arguments] =
+          launch.cast<std::tuple<std::string, std::string, std::array<uint32_t, 3>, uint32_t, uint32_t,
+                                 std::vector<std::string>>>();
+      KernelShape shape{{grid[0], grid[1], grid[2]}, threads, shared_bytes};
+      compiled.push_back({program.load(image, name), shape, arguments});
+    }
+  }
+  return call;
+}
+
 void run_op(const std::string& name, const std::string& impl, const py::dict& fields, ThreadPool& pool) {
   const Program::Call call = make_call(name, impl, fields);
   check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
@@ -170,6 +191,14 @@ void bind_ops(py::module_& m) {
           },
           py::arg("op"), py::arg("impl"), py::arg("fields"),
           "Appends a call; an integer field may be the name of a count of the step instead of a number.")
+      .def(
+          "add_compiled",
+          [](DeviceProgram& program, const py::list& sizes, const py::list& lenders) {
+            program.add(make_compiled_call(program, sizes, lenders));
+          },
+          py::arg("sizes"), py::arg("lenders"),
+          "Appends a call of compiled kernels: [(sizes of the step, [(image, name, grid, threads, shared bytes, "
+          "[bytes of each argument])])]; `lenders` stay alive as long as the program.")
       .def("set_overlap", &DeviceProgram::set_overlap, py::arg("is_dependent"), py::arg("delay_ns"),
            "Whether kernels may begin before the one before has ended; delay_ns: idle time put before each, for tests.")
       .def("run", &DeviceProgram::run, py::call_guard<py::gil_scoped_release>(), "Runs all calls once, now.")

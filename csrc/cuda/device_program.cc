@@ -45,12 +45,33 @@ void DeviceProgram::reserve(const std::vector<StepCounts>& sizes) {
   launcher_.num_counters = counters_.data ? static_cast<size_t>(counters_.size()) : 0;
 }
 
+Driver::Function* DeviceProgram::load(const std::string& image, const std::string& name) {
+  Handle<Driver::Module>& module = modules_[image];
+  if (!module) module = {driver_->load_module(std::as_bytes(std::span(image))), {driver_}};
+  return driver_->function(module.get(), name);
+}
+
+void DeviceProgram::launch(const Call& call, const StepCounts& counts, Driver::Stream* stream) {
+  const auto found = call.compiled.find(counts);
+  check(found != call.compiled.end(), ErrorKind::kInternal, "device program: no kernel was compiled for a step of ",
+        counts.num_tokens, " rows and ", counts.num_draws, " draws");
+  for (const CompiledLaunch& launch : found->second) {
+    std::vector<void*> arguments;
+    for (const std::string& bytes : launch.arguments) arguments.push_back(const_cast<char*>(bytes.data()));
+    driver_->launch(launch.function, launch.shape, arguments, stream);
+  }
+}
+
 void DeviceProgram::enqueue(const StepCounts& counts, Driver::Stream* stream) {
   launcher_.stream = reinterpret_cast<void*>(driver_->native_handle(stream));
   for (Call& call : calls_) {
     bind(call, counts);
     if (call.cuda_op != nullptr) {
       call.cuda_op->run(call.params.data(), launcher_);
+      continue;
+    }
+    if (call.host_op == nullptr) {
+      launch(call, counts, stream);
       continue;
     }
     driver_->enqueue(

@@ -19,7 +19,7 @@ class DeviceTrial(Trial):
         self._program = backend.new_program()
         for _ in range(copies):
             self._args = {name: self._uploaded(arg) for name, arg in self._on_host.items()}
-            op.record(self._program, impl, self._args, **case.scalars)
+            backend.add(self._program, op.name, op.fields(self._args, case.scalars), impl)
 
     def run(self) -> None:
         self._program.run()
