@@ -8,13 +8,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C, device_backend
 from simplear_engine.config import ModelConfig
-from simplear_engine.engine_options import check_gpu
+from simplear_engine.engine_options import check_gpu, open_backend
 from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.weights import weight_specs
 
@@ -386,6 +387,23 @@ def test_compiled_kernel_is_launched_for_the_size_of_the_step():
     other.add_compiled([({**device_backend.NO_COUNTS, "num_tokens": 3}, [fill(0, 1, 8)])], [memory])
     with pytest.raises(InternalError, match="no kernel was compiled for a step of 0 rows"):
         other.run()
+
+
+def test_op_in_triton_is_compiled_for_every_size_of_a_step(monkeypatch):
+    backend, asked = open_backend("simulated", 1), []
+
+    def device_launches(op, fields, counts, capability, workspace):
+        asked.append(counts)
+        arguments = (workspace(4 * counts["num_tokens"]).to_bytes(8, "little"), bytes(4), bytes(4))
+        kernel = SimpleNamespace(cubin=b"fill", name="fill", shared_bytes=0)
+        return [SimpleNamespace(kernel=kernel, grid=(1, 1, 1), num_threads=32, arguments=arguments)]
+
+    monkeypatch.setitem(sys.modules, "simplear_engine.triton_aot", SimpleNamespace(device_launches=device_launches))
+    plan, program = make_plan(), backend.new_program()
+    backend.step_plan(plan)
+    backend.add(program, "gumbel_noise", {"noise": backend.zeros([1, 7], "float32")}, impl="triton")
+    assert asked == _C.all_buckets(plan)[::-1]
+    assert len(backend._workspaces) == 1
 
 
 # ---------------------------------------------------------------- the device itself
