@@ -6,19 +6,18 @@
 Left: how much the distribution of a code changes (total variation) when one code is replaced by the runner-up, by how
 far before it that code stands; guided and filtered as the checkpoint says. A draft behind a wrong one is right again
 where this is small. Middle: how often a draft is kept, by its place in a window of 64, with and without what earlier
-pictures taught. Right: codes that a step yields, by where in the picture it begins. Needs matplotlib. The last line is JSON.
+pictures taught. Right: codes that a step yields, by where in the picture it begins. Drawing needs matplotlib. The last
+line is JSON.
 """
 
 import argparse
 import json
 
-import matplotlib
 import numpy as np
 from speculation import prompts
 
 from simplear_engine import Engine
 
-matplotlib.use("Agg")
 PERTURBED_PER_IMAGE = 4
 WINDOW = 64
 
@@ -72,6 +71,9 @@ def windows(engine: Engine, count: int, source: str) -> tuple[np.ndarray, np.nda
 
 
 def plot(path: str, variation: np.ndarray, places: dict[str, np.ndarray], grid: np.ndarray) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
@@ -93,7 +95,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", metavar="FILE.png", help="where to draw; without it only numbers are printed")
     arguments = parser.parse_args()
     with Engine.from_pretrained(arguments.model, threads=arguments.threads) as engine:
         engine._core.learns_drafts = False
@@ -101,7 +103,8 @@ def main() -> None:
         variation = variation_by_offset(engine, arguments.images)
         learnt, grid = windows(engine, arguments.images, "context")
         left, _ = windows(engine, arguments.images, "left")
-    plot(arguments.out, variation, {"earlier pictures": learnt, "code to the left": left}, grid)
+    if arguments.out:
+        plot(arguments.out, variation, {"earlier pictures": learnt, "code to the left": left}, grid)
     shown = [1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32]
     by_offset = {offset: round(float(variation[offset - 1]), 4) for offset in shown if offset <= len(variation)}
     print("total variation by offset:", by_offset)

@@ -4,6 +4,9 @@ import os
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests are of the CPU wherever they run, but for those that ask for a GPU and say so (benchmarks/gpu.sh).
+if "SIMPLEAR_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
 

@@ -14,6 +14,7 @@ from simplear_engine import checkpoint as checkpoint_module
 from simplear_engine.checkpoint import load_checkpoint, resolve
 from simplear_engine.config import GenerationDefaults
 from simplear_engine.convert import convert_checkpoint
+from simplear_engine.draft_file import read_drafts, write_drafts
 from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.safetensors_file import read_safetensors, write_safetensors
 from simplear_engine.testing.random_checkpoint import TINY_DEFAULTS, random_weight, write_random_checkpoint
@@ -278,6 +279,13 @@ def test_converting_without_a_new_dtype_keeps_every_bit(folder, tmp_path):
     after = load_checkpoint(tmp_path / "out")
     for name, tensor in load_checkpoint(folder).tensors.items():
         np.testing.assert_array_equal(after.tensors[name].data, tensor.data)
+
+
+def test_converting_takes_what_speculation_learnt_along(folder, tmp_path):
+    write_drafts(folder / "drafts.safetensors", np.array([[7, -8], [3, 2], [1, 1], [1, 2]], np.int32))
+    convert_checkpoint(folder, tmp_path / "out")
+    before, after = (read_drafts(path / "drafts.safetensors", 64) for path in (folder, tmp_path / "out"))
+    np.testing.assert_array_equal(after, before)
 
 
 def test_converting_takes_the_image_tokenizer_along(tmp_path):

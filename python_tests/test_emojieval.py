@@ -1,6 +1,7 @@
 """EmojiEval asks for what training never showed, judges by GenEval's rules, and repeats itself."""
 
 import json
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
 from simplear_train import emoji_scenes
-from simplear_train.concepts import CONCEPTS
+from simplear_train.concepts import COLOURS, CONCEPTS
 from simplear_train.emoji_scenes import BALANCED_KINDS, PRETRAINING_KINDS, SceneMaker
 from simplear_train.emojieval import __main__ as command
 from simplear_train.emojieval.detector import SIDE, WEIGHTS, Detector, load_detector, save_detector
@@ -223,3 +224,52 @@ def test_command_writes_scores_that_repeat(tmp_path, monkeypatch, capsys):
     assert json.loads((folder / "metadata.jsonl").read_text()) == few[1]
     assert len(list((folder / "samples").glob("*.png"))) == 4
     assert results[0]["sha256"]["detector"] and WEIGHTS.name.endswith(".safetensors")
+
+
+class Squares(dict):
+    """Stands in for the art: every icon is a square of a colour of its own."""
+
+    def __missing__(self, key):
+        icon, colour, side = key
+        rgb = np.random.default_rng(zlib.crc32(f"{icon} {colour}".encode())).integers(0, 256, 3)
+        self[key] = np.full((side, side, 4), (*rgb, 255), np.uint8)
+        return self[key]
+
+
+def test_detector_that_goes_on_from_a_checkpoint_equals_one_that_was_never_cut_off(tmp_path):
+    from simplear_train.emojieval.free_scenes import FreeScenes
+    from simplear_train.emojieval.train_detector import DetectorTraining
+    from simplear_train.loop import Loop, LoopConfig
+    from simplear_train.parallel import ALONE
+
+    config = LoopConfig(steps=2, learning_rate=1e-3, compute_dtype="float32")
+    for name, stops in (("straight", [None]), ("halved", [1, None])):
+        for stop_at in stops:
+            stage = DetectorTraining(FreeScenes(5, Squares()), 2, tmp_path / name, "cpu", ALONE)
+            Loop(stage, config, tmp_path / name, "cpu").run(resume=True, stop_at=stop_at)
+    straight, halved = (load_detector(tmp_path / name / WEIGHTS.name).state_dict() for name in ("straight", "halved"))
+    for name, value in straight.items():
+        assert value.equal(halved[name]), name
+    fresh = Detector().state_dict()
+    assert not straight["backbone.2.running_mean"].equal(fresh["backbone.2.running_mean"])
+
+
+def test_free_scenes_mark_what_they_show():
+    from simplear_train.emojieval.detector import CELLS, NOUNS, STRIDE
+    from simplear_train.emojieval.free_scenes import FreeScenes
+
+    images, targets = FreeScenes(6, Squares()).batch(0, 40)
+    centres = np.argwhere(targets.presence == 1)
+    assert len(centres) > 60
+    for i, row, column in centres:
+        noun = NOUNS[targets.noun[i, row, column]]
+        dx, dy, log_width, log_height = targets.box[i, :, row, column]
+        x, y = (column + 0.5 + dx) * STRIDE, (row + 0.5 + dy) * STRIDE
+        assert 0 <= dx + 0.5 <= 1 and 0 <= dy + 0.5 <= 1 and 0 <= row < CELLS
+        half_width, half_height = np.exp(log_width) * STRIDE / 2, np.exp(log_height) * STRIDE / 2
+        shown = images[i, int(y), int(x)]
+        concept = next(c for c in CONCEPTS if c.noun == noun)
+        colours = [concept.icons[0]] if not concept.recolour else [concept.icons[0], concept.recolour]
+        possible = [Squares()[icon, c, 1][0, 0, :3] for icon in colours for c in (None, *COLOURS)]
+        assert any(np.abs(shown.astype(int) - p).max() <= 1 for p in possible), (noun, shown)
+        assert 15 < half_width < 60 and 15 < half_height < 60

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C
+from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C, device_backend
 from simplear_engine.config import ModelConfig
-from simplear_engine.engine_options import check_gpu
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.engine_options import check_gpu, open_backend
+from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -23,6 +24,7 @@ CONFIG = ModelConfig(
     rms_norm_eps=1e-6, vocab_size=264, tie_word_embeddings=True, max_position_embeddings=400, visual_offset=64,
 )  # fmt: skip
 NEGATIVE = [4, 5] * 10
+OPS_OF_A_STEP = ("embed", "linear", "rope_append", "paged_attention", "gate_up_silu", "head_sample", "verify_drafts")
 
 
 def random_weights(seed=0):
@@ -139,6 +141,61 @@ def test_changed_weights_are_seen():
     assert (before.tokens != after.tokens).any()
     with make_engine("cpu", random_weights(1)) as cpu:
         assert_same(after, draw(cpu))
+
+
+def test_weights_on_the_device_are_borrowed_and_their_changes_seen(cpu):
+    gpu = _C.Device("simulated")
+    weights = {name: gpu.upload(_C.Tensor.from_numpy(array)) for name, array in random_weights().items()}
+    with make_engine("simulated", weights) as device:
+        assert_same(draw(device), draw(cpu))
+        for name, array in random_weights(1).items():
+            gpu.copy(_C.Tensor.from_numpy(array), weights[name])
+        device.wait_stream(gpu.stream)
+        device.weights_changed()
+        changed = draw(device)
+    with make_engine("cpu", random_weights(1)) as other:
+        assert_same(changed, draw(other))
+
+
+def test_weights_on_another_device_are_refused():
+    other = _C.Device("simulated", 1)
+    weights = {name: other.upload(_C.Tensor.from_numpy(array)) for name, array in random_weights().items()}
+    with pytest.raises(InvalidRequestError, match="expected a tensor on cpu or simulated:0, got one on simulated:1"):
+        make_engine("simulated", weights)
+    with pytest.raises(InvalidRequestError, match="expected a tensor on cpu, got one on simulated:1"):
+        make_engine("cpu", weights)
+
+
+def test_stream_that_is_none_is_refused(cpu, device):
+    with pytest.raises(InvalidRequestError, match="there is no stream 12345"):
+        device.wait_stream(12345)
+    with pytest.raises(InvalidRequestError, match="stream: expected a torch.cuda.Stream"):
+        device.release_to_stream("default")
+    with pytest.raises(UnsupportedError, match="computes on the CPU"):
+        cpu.wait_stream(0)
+
+
+# ---------------------------------------------------------------- with the CUDA kernels, run on the host
+
+KERNELS = [name for name, impls in _C.cuda_op_impls().items() if "simt" in impls]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_draw_the_same_image_alone_in_a_crowd_and_speculated(monkeypatch, dtype):
+    with make_engine("cpu", dtype=dtype) as cpu:
+        expected = [draw(cpu, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
+    monkeypatch.setenv("SIMPLEAR_OPS", ",".join(f"{name}=simt" for name in KERNELS if name in OPS_OF_A_STEP))
+    with make_engine("simulated", dtype=dtype, max_pairs=3) as device:
+        alone = [draw(device, seed=seed, prompt_length=4 + seed, side=2) for seed in range(3)]
+        together = device.generate_from_ids(
+            [1, 2] * 4, NEGATIVE, seed=0, num_images=3, height=32, width=32, guidance_scale=2.5
+        )
+        speculated = draw(device, seed=0, prompt_length=4, side=2, speculation="jacobi", draft_window=4)
+    assert_same(together[0], alone[0])
+    assert_same(speculated, alone[0])
+    for image, other in zip(alone, expected, strict=True):
+        np.testing.assert_array_equal(image.tokens, other.tokens)
+        np.testing.assert_allclose(image.log_probs, other.log_probs, atol=1e-4 if dtype == "float32" else 0.05)
 
 
 # ---------------------------------------------------------------- the host stays out of the way
@@ -263,6 +320,90 @@ def test_gpu_that_is_not_there_is_named_beside_those_that_are(monkeypatch):
 def test_unknown_device_is_refused(device):
     with pytest.raises(InvalidRequestError, match="device: expected"):
         make_engine(device)
+
+
+# ---------------------------------------------------------------- sizes of steps, and kernels that are bound to them
+
+
+def make_plan(**counts):
+    plan = _C.StepPlan(max_tokens=700, max_pairs=130, max_logit_rows=260, max_draws=130, max_blocks_per_seq=4)
+    for name, count in counts.items():
+        setattr(plan, name, count)
+    return plan
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 4, 8, 9, 31, 100, 128])
+def test_padding_of_a_decoding_step_is_less_than_a_quarter(pairs):
+    plan = make_plan(
+        num_tokens=2 * pairs, num_seqs=2 * pairs, num_logit_rows=2 * pairs, num_draws=pairs, num_windows=pairs
+    )
+    bucket = _C.bucket_for(plan)
+    assert _C.is_recorded(plan) and bucket in _C.all_buckets(plan)
+    for name, size in bucket.items():
+        assert getattr(plan, name) <= size
+    assert bucket["num_tokens"] < 2.5 * pairs
+
+
+def test_every_step_has_one_of_a_short_list_of_sizes():
+    rng, known = np.random.default_rng(0), _C.all_buckets(make_plan())
+    assert len(known) < 120
+    for _ in range(2000):
+        tokens, logit_rows = int(rng.integers(1, 701)), int(rng.integers(0, 261))
+        logit_rows = min(tokens, logit_rows)
+        draws = int(rng.integers(0, min(logit_rows, 130) + 1))
+        plan = make_plan(
+            num_tokens=tokens, num_seqs=int(rng.integers(1, min(tokens, 260) + 1)), num_logit_rows=logit_rows,
+            num_draws=draws, num_windows=int(rng.integers(min(draws, 1), draws + 1)),
+        )  # fmt: skip
+        bucket = _C.bucket_for(plan)
+        assert bucket in known
+        assert all(getattr(plan, name) <= size for name, size in bucket.items())
+        _C.pad(plan, num_codes=9)
+        assert plan.query_start_loc.numpy()[plan.num_seqs] <= tokens
+        assert (plan.slot_mapping.numpy()[tokens : plan.num_tokens] == -1).all()
+
+
+def test_padding_a_prompt_does_not_run_the_head():
+    plan = make_plan(num_tokens=77, num_seqs=1)
+    assert not _C.is_recorded(plan)
+    assert _C.bucket_for(plan) == {
+        "num_tokens": 80, "num_seqs": 80, "num_logit_rows": 0, "num_draws": 0, "num_windows": 0,
+    }  # fmt: skip
+
+
+def test_compiled_kernel_is_launched_for_the_size_of_the_step():
+    device = _C.Device("simulated")
+    program, memory = _C.DeviceProgram(device.driver, _C.ThreadPool(1)), device.zeros([8], "int32")
+
+    def fill(begin, value, count):
+        pointer = (memory.address + 4 * begin).to_bytes(8, "little")
+        arguments = [pointer, value.to_bytes(4, "little"), count.to_bytes(4, "little")]
+        return (b"fill", "fill", (1, 1, 1), 32, 0, arguments)
+
+    program.add_compiled([(device_backend.NO_COUNTS, [fill(0, 7, 5), fill(3, 9, 2)])], [memory])
+    program.run()
+    assert device.download(memory).numpy().tolist() == [7, 7, 7, 9, 9, 0, 0, 0]
+    other = _C.DeviceProgram(device.driver, _C.ThreadPool(1))
+    other.add_compiled([({**device_backend.NO_COUNTS, "num_tokens": 3}, [fill(0, 1, 8)])], [memory])
+    with pytest.raises(InternalError, match="no kernel was compiled for a step of 0 rows"):
+        other.run()
+
+
+def test_op_in_triton_is_compiled_for_every_size_of_a_step(monkeypatch):
+    backend, asked = open_backend("simulated", 1), []
+
+    def device_launches(op, fields, counts, capability, workspace):
+        asked.append(counts)
+        arguments = (workspace(4 * counts["num_tokens"]).to_bytes(8, "little"), bytes(4), bytes(4))
+        kernel = SimpleNamespace(cubin=b"fill", name="fill", shared_bytes=0)
+        return [SimpleNamespace(kernel=kernel, grid=(1, 1, 1), num_threads=32, arguments=arguments)]
+
+    monkeypatch.setitem(sys.modules, "simplear_engine.triton_aot", SimpleNamespace(device_launches=device_launches))
+    plan, program = make_plan(), backend.new_program()
+    backend.step_plan(plan)
+    backend.add(program, "gumbel_noise", {"noise": backend.zeros([1, 7], "float32")}, impl="triton")
+    assert asked == _C.all_buckets(plan)[::-1]
+    assert len(backend._workspaces) == 1
 
 
 # ---------------------------------------------------------------- the device itself

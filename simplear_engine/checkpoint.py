@@ -32,6 +32,7 @@ _HUB_FILES = [
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
+    "drafts.safetensors",
     f"{IMAGE_TOKENIZER_FOLDER}/*.safetensors",
     f"{IMAGE_TOKENIZER_FOLDER}/*.jit",
     f"{IMAGE_TOKENIZER_FOLDER}/*.json",

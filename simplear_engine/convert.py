@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simplear_engine import draft_file
 from simplear_engine.atomic_file import atomic_writer
 from simplear_engine.checkpoint import IMAGE_TOKENIZER_FOLDER, Checkpoint, load_checkpoint, resolve
 from simplear_engine.config import (
@@ -63,6 +64,8 @@ def convert_checkpoint(source, destination, *, dtype: str = "auto", image_tokeni
         write_generation_defaults(unfinished, wanted)
         tensors = {name: _converted(tensor, dtype) for name, tensor in checkpoint.tensors.items()}
         write_safetensors(unfinished / "model.safetensors", tensors, {"format": "pt"})
+        if (checkpoint.path / draft_file.FILE_NAME).exists():
+            shutil.copyfile(checkpoint.path / draft_file.FILE_NAME, unfinished / draft_file.FILE_NAME)
         image_source = image_tokenizer or checkpoint.image_tokenizer_path
         if image_source is not None:
             _write_image_tokenizer(image_source, unfinished / IMAGE_TOKENIZER_FOLDER, checkpoint.model, wanted)

@@ -57,8 +57,7 @@ def _describe_core(facts: list, advice: list, has_gpu: bool) -> None:
     except Exception as error:
         facts.append(("Kernels chosen", f"none: {error}"))
         advice.append(f"{error}; unset SIMPLEAR_CPU_ISA or set it to one of the available kernels")
-    cuda = "built in (this version computes on the CPU only)"
-    facts.append(("CUDA", cuda if core.cuda_built() else "not built in (no nvcc when this was compiled)"))
+    facts.append(("CUDA", "built in" if core.cuda_built() else "not built in (no nvcc when this was compiled)"))
     if has_gpu and not core.cuda_built():
         advice.append("there is a GPU, but the engine was built without CUDA: install the CUDA toolkit and build again")
 

@@ -67,7 +67,7 @@ class Engine:
     ) -> "Engine":  # fmt: skip
         """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
 
-        device: "auto" or "cpu". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
+        device: "auto" (the first GPU, or the CPU where there is none), "cpu", "cuda" or "cuda:1". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
         (a scale for 32), or "auto" for what the checkpoint is stored in (bfloat16 for float16). The last two are
         rounded from the same checkpoint at load; docs/quantization.md says what that costs. kv_dtype: what keys and
         values are kept in: "float32", "bfloat16", "int8" (a scale for each token and head), or "auto" for float32 beside
@@ -110,7 +110,8 @@ class Engine:
         kv_cache_bytes: int | None = None, threads: int | None = None, max_pairs: int | None = None,
         prefill_chunk: int = DEFAULT_PREFILL_CHUNK, max_queue: int = DEFAULT_MAX_QUEUE,
     ) -> "Engine":  # fmt: skip
-        """An engine on tensors that somebody else owns and may change: {canonical name: CPU tensor with DLPack}.
+        """An engine on tensors that somebody else owns and may change: {canonical name: tensor with DLPack}, on the host
+        or on the engine's device.
 
         Names and shapes are those of `weights.weight_specs(config)`. The tensors are borrowed, not copied; after
         changing them in place call `weights_changed()`. `text` (a TextTokenizer) is needed for `generate`,
@@ -165,6 +166,7 @@ class Engine:
             self._compression,
             max_pairs,
             kv_cache_bytes,
+            backend.free_bytes(),
         )
         longest = -(-model.max_position_embeddings // BLOCK_SIZE)
         plan = _C.StepPlan(
@@ -298,16 +300,28 @@ class Engine:
         """On a GPU: what the engine reads and computes from now on comes after all that has been enqueued on `stream` so
         far (a torch.cuda.Stream, or a CUDA stream's handle). Call it after changing borrowed weights there, before
         `weights_changed()`."""
-        ours = (self._backend.stream, self._runner.stream)
-        for own in ours:
-            self._backend.order(_stream_handle(stream), own)
+        handle = self._foreign_stream(stream)
+        self._between_steps(lambda own: self._backend.order(handle, own))
 
     def release_to_stream(self, stream) -> None:
         """On a GPU: what is enqueued on `stream` from now on comes after all that the engine has begun so far. Call it
         before changing borrowed weights there."""
-        ours = (self._backend.stream, self._runner.stream)
-        for own in ours:
-            self._backend.order(own, _stream_handle(stream))
+        handle = self._foreign_stream(stream)
+        self._between_steps(lambda own: self._backend.order(own, handle))
+
+    def _foreign_stream(self, stream) -> int:
+        if self._backend.stream is None:
+            raise UnsupportedError("streams: this engine computes on the CPU, where every call has ended on return")
+        return _stream_handle(stream)
+
+    def _between_steps(self, order: Callable[[int], None]) -> None:
+        """Calls order(stream) for both of the engine's streams while nothing is being enqueued or captured on them."""
+        self._core.pause()
+        try:
+            order(self._backend.stream)
+            order(self._runner.stream)
+        finally:
+            self._core.resume(False)
 
     def stats(self) -> dict:
         """Counters since the start (num_steps, num_tokens, busy_seconds) and what is going on now (num_running,

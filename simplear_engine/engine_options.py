@@ -26,7 +26,8 @@ def open_backend(device: str, threads: int | None):
     error that says why, whoever asked for it.
     """
     from simplear_engine import _C
-    from simplear_engine.backend import CpuBackend, DeviceBackend
+    from simplear_engine.backend import CpuBackend
+    from simplear_engine.device_backend import DeviceBackend
 
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "cuda", "simulated") or (
@@ -123,9 +124,10 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
 
 def num_cache_blocks(
     model: ModelConfig, defaults: GenerationDefaults, block_bytes: int, block_size: int, compression: int,
-    max_pairs: int, kv_cache_bytes: int | None,
+    max_pairs: int, kv_cache_bytes: int | None, free_bytes: int | None,
 ) -> int:  # fmt: skip
-    """How many KV blocks to reserve. Memory that no request touches is never taken from the system."""
+    """How many KV blocks to reserve. free_bytes: what is left on a device, or None for the host, where memory that no
+    request touches is never taken from the system."""
     if kv_cache_bytes is not None:
         if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
             raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
@@ -137,5 +139,15 @@ def num_cache_blocks(
     image_tokens = (defaults.height // compression) * (defaults.width // compression)
     usual = -(-min(image_tokens + PROMPT_ALLOWANCE, model.max_position_embeddings) // block_size)
     longest = -(-model.max_position_embeddings // block_size)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(min(2 * max(usual * max_pairs, longest), machine // 4 // block_bytes), 2 * usual)
+    wanted = 2 * max(usual * max_pairs, longest)
+    if free_bytes is None:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(min(wanted, machine // 4 // block_bytes), 2 * usual)
+    # The rest is for activations, graphs and whoever shares the device.
+    room = int(0.8 * free_bytes)
+    if room < 2 * usual * block_bytes:
+        raise CapacityError(
+            f"device memory: the keys and values of one picture take {2 * usual * block_bytes} bytes, and of the "
+            f"{free_bytes} that are left {room} may be used; lower the resolution, or use a smaller dtype or kv_dtype"
+        )
+    return min(wanted, room // block_bytes)

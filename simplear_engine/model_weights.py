@@ -40,7 +40,7 @@ class ModelWeights:
         self.layers = [self._layer(f"model.layers.{i}.") for i in range(config.num_layers)]
         self.norm = self._vector("model.norm.weight")
         head = self._tensors[EMBEDDING if config.tie_word_embeddings else LM_HEAD]
-        self.head = self._packed([head.rows(config.visual_offset, config.vocab_size)])
+        self.head = self._packed("head_sample", [head.rows(config.visual_offset, config.vocab_size)])
 
     def refresh(self) -> None:
         """Derives every copy anew, in place, from the borrowed tensors. No step may run meanwhile."""
@@ -53,12 +53,12 @@ class ModelWeights:
 
         return Layer(
             input_norm=self._vector(prefix + "input_layernorm.weight"),
-            qkv=self._packed(named(*(f"self_attn.{x}_proj.weight" for x in "qkv"))),
+            qkv=self._packed("linear", named(*(f"self_attn.{x}_proj.weight" for x in "qkv"))),
             qkv_bias=self._concatenated(named(*(f"self_attn.{x}_proj.bias" for x in "qkv"))),
-            o=self._packed(named("self_attn.o_proj.weight")),
+            o=self._packed("linear", named("self_attn.o_proj.weight")),
             post_norm=self._vector(prefix + "post_attention_layernorm.weight"),
-            gate_up=self._packed(named("mlp.gate_proj.weight", "mlp.up_proj.weight"), interleaved=True),
-            down=self._packed(named("mlp.down_proj.weight")),
+            gate_up=self._packed("gate_up_silu", named("mlp.gate_proj.weight", "mlp.up_proj.weight"), interleaved=True),
+            down=self._packed("linear", named("mlp.down_proj.weight")),
         )
 
     def _vector(self, name: str) -> _C.Tensor:
@@ -81,9 +81,9 @@ class ModelWeights:
             begin += tensor.shape[0]
         return self._resident(whole)
 
-    def _packed(self, parts: list[_C.Tensor], interleaved: bool = False) -> PackedWeight:
-        packed = self._backend.pack(parts, self.dtype, interleaved)
-        self._refreshers.append(lambda: self._backend.pack_again(packed, parts, interleaved))
+    def _packed(self, op: str, parts: list[_C.Tensor], interleaved: bool = False) -> PackedWeight:
+        packed = self._backend.pack(op, parts, self.dtype, interleaved)
+        self._refreshers.append(lambda: self._backend.pack_again(op, packed, parts, interleaved))
         return packed
 
     def _derive(self, derive) -> None:

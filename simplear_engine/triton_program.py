@@ -60,6 +60,10 @@ class TritonProgram:
 
         return replay
 
+    def captured(self) -> Callable[[], None]:
+        """What `run` does, as one CUDA graph where there is a GPU; `run` before."""
+        return self.run if self._device == "cpu" else self.repeated(1)
+
     def write(self, tensor: _C.Tensor) -> None:
         """Lets the kernels see what the host has changed in `tensor`."""
         if self._device != "cpu":

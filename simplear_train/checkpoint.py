@@ -48,13 +48,18 @@ def load_checkpoint(path: Path) -> dict:
         raise TrainingError(f"cannot read {path}: {error}") from error
 
 
+def _tensors(module: nn.Module) -> dict:
+    """Parameters, and buffers too: what batch normalisation has averaged is part of a network."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def model_state(module: nn.Module) -> dict:
-    return {name: whole(p.detach()).cpu() for name, p in module.named_parameters()}
+    return {name: whole(p.detach()).cpu() for name, p in _tensors(module).items()}
 
 
 @torch.no_grad()
 def restore_model(module: nn.Module, state: dict) -> None:
-    parameters = dict(module.named_parameters())
+    parameters = _tensors(module)
     if parameters.keys() != state.keys():
         raise TrainingError(f"checkpoint: other parameters than the model: {sorted(parameters.keys() ^ state.keys())}")
     for name, p in parameters.items():

@@ -28,6 +28,12 @@ py::dict to_dict(const DeviceProperties& p) {
   return entry;
 }
 
+py::dict to_dict(const StepCounts& counts) {
+  py::dict sizes;
+  for (int i = 0; i < StepCounts::kCount; ++i) sizes[StepCounts::kNames[i]] = counts.at(i);
+  return sizes;
+}
+
 // A device and the stream that copies are ordered on.
 struct Device {
   explicit Device(DeviceId id) : driver(open_device(id)), stream(make_stream(driver)) {}
@@ -146,20 +152,25 @@ void bind_cuda(py::module_& m) {
 
   m.def(
       "bucket_for",
-      [](const StepPlan& plan) -> py::object {
-        const auto bucket = bucket_for(plan.counts(), plan.limits);
-        if (!bucket) return py::none();
-        py::list sizes;
-        for (int i = 0; i < StepCounts::kCount; ++i) sizes.append(bucket->at(i));
-        return py::tuple(sizes);
+      [](const StepPlan& plan) { return to_dict(bucket_for(plan.counts(), plan.limits)); }, py::arg("plan"),
+      "The sizes that a step of this plan runs with on a device.");
+  m.def(
+      "all_buckets",
+      [](const StepPlan& plan) {
+        py::list all;
+        for (const StepCounts& bucket : all_buckets(plan.limits)) all.append(to_dict(bucket));
+        return all;
       },
-      py::arg("plan"), "(tokens, sequences, rows of logits, draws, windows) of the graph for a plan, or None.");
+      py::arg("plan"), "All sizes that a step with the limits of this plan may have.");
+  m.def(
+      "is_recorded", [](const StepPlan& plan) { return is_recorded(bucket_for(plan.counts(), plan.limits)); },
+      py::arg("plan"), "Whether a step of this plan is one launch of a graph.");
   m.def(
       "pad",
       [](StepPlan& plan, int32_t num_codes) {
-        const auto bucket = bucket_for(plan.counts(), plan.limits);
-        if (bucket) pad(plan, *bucket, num_codes);
-        if (bucket) plan.counts() = *bucket;
+        const StepCounts bucket = bucket_for(plan.counts(), plan.limits);
+        pad(plan, bucket, num_codes);
+        plan.counts() = bucket;
       },
       py::arg("plan"), py::arg("num_codes"), "Fills a plan up to the sizes of its graph.");
 }

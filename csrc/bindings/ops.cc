@@ -37,7 +37,7 @@ const OpImpl& require_op(const std::string& op, const std::string& impl) {
 
 // Writes one value into the Params bytes.
 template <class Call>
-void set_field(const OpImpl& op, const Field& field, const py::handle& value, DeviceId device, Call& call) {
+void set_field(const char* op, const Field& field, const py::handle& value, DeviceId device, Call& call) {
   const auto put = [&](const auto& x) { std::memcpy(call.params.data() + field.offset, &x, sizeof(x)); };
   switch (field.type) {
     case FieldType::kAnyPointer:
@@ -46,9 +46,9 @@ void set_field(const OpImpl& op, const Field& field, const py::handle& value, De
       DType dtype = field.dtype;
       if (!value.is_none()) {
         const Tensor& tensor = value.cast<const Tensor&>();
-        check(field.type == FieldType::kAnyPointer || tensor.dtype == field.dtype, ErrorKind::kInvalidRequest, op.op,
-              ".", field.name, ": expected ", name_of(field.dtype), ", got ", name_of(tensor.dtype));
-        check(tensor.device == device, ErrorKind::kInvalidRequest, op.op, ".", field.name, ": expected a tensor on ",
+        check(field.type == FieldType::kAnyPointer || tensor.dtype == field.dtype, ErrorKind::kInvalidRequest, op, ".",
+              field.name, ": expected ", name_of(field.dtype), ", got ", name_of(tensor.dtype));
+        check(tensor.device == device, ErrorKind::kInvalidRequest, op, ".", field.name, ": expected a tensor on ",
               name_of(device), ", got one on ", name_of(tensor.device));
         data = tensor.data;
         dtype = tensor.dtype;
@@ -69,22 +69,63 @@ void set_field(const OpImpl& op, const Field& field, const py::handle& value, De
   }
 }
 
-template <class Call>
-Call make_call(const std::string& name, const std::string& impl, const py::dict& fields, DeviceId device) {
-  const OpImpl& op = require_op(name, impl);
-  Call call{&op, std::vector<std::byte>(op.params_size), {}, {}};
+// Op: OpImpl or CudaOp.
+template <class Op, class Call>
+void fill_call(const Op& op, const py::dict& fields, DeviceId device, Call& call) {
+  call.params.resize(op.params_size);
   for (size_t i = 0; i < op.num_fields; ++i) {
     const Field& field = op.fields[i];
-    check(fields.contains(field.name), ErrorKind::kInternal, name, ": no value for ", field.name);
-    set_field(op, field, fields[field.name], device, call);
+    check(fields.contains(field.name), ErrorKind::kInternal, op.op, ": no value for ", field.name);
+    set_field(op.op, field, fields[field.name], device, call);
   }
-  check(fields.size() == op.num_fields, ErrorKind::kInternal, name, ": expected ", op.num_fields, " fields, got ",
+  check(fields.size() == op.num_fields, ErrorKind::kInternal, op.op, ": expected ", op.num_fields, " fields, got ",
         fields.size());
+}
+
+Program::Call make_call(const std::string& name, const std::string& impl, const py::dict& fields) {
+  Program::Call call{&require_op(name, impl), {}, {}, {}};
+  fill_call(*call.op, fields, {}, call);
+  return call;
+}
+
+DeviceProgram::Call make_device_call(const std::string& name, const std::string& impl, const py::dict& fields,
+                                     DeviceId device) {
+  DeviceProgram::Call call{};
+  if (device.kind == DeviceKind::kSimulated) {
+    call.host_op = &require_op(name, impl);
+    fill_call(*call.host_op, fields, device, call);
+    return call;
+  }
+  call.cuda_op = find_cuda_op(name, impl);
+  check(call.cuda_op != nullptr, ErrorKind::kUnsupported, "op ", name, " has no implementation named ", impl, " for ",
+        name_of(device));
+  fill_call(*call.cuda_op, fields, device, call);
+  return call;
+}
+
+DeviceProgram::Call make_compiled_call(DeviceProgram& program, const py::list& sizes, const py::list& lenders) {
+  DeviceProgram::Call call{};
+  for (const py::handle& lender : lenders) call.lenders.push_back(lender.cast<const Tensor&>().owner);
+  for (const py::handle& entry : sizes) {
+    const auto [named, launches] = entry.cast<std::pair<std::map<std::string, int32_t>, py::list>>();
+    StepCounts counts;
+    counts.num_tokens = named.at("num_tokens"), counts.num_seqs = named.at("num_seqs");
+    counts.num_logit_rows = named.at("num_logit_rows"), counts.num_draws = named.at("num_draws");
+    counts.num_windows = named.at("num_windows");
+    std::vector<DeviceProgram::CompiledLaunch>& compiled = call.compiled[counts];
+    for (const py::handle& launch : launches) {
+      const auto [image, name, grid, threads, shared_bytes, arguments] =
+          launch.cast<std::tuple<std::string, std::string, std::array<uint32_t, 3>, uint32_t, uint32_t,
+                                 std::vector<std::string>>>();
+      KernelShape shape{{grid[0], grid[1], grid[2]}, threads, shared_bytes};
+      compiled.push_back({program.load(image, name), shape, arguments});
+    }
+  }
   return call;
 }
 
 void run_op(const std::string& name, const std::string& impl, const py::dict& fields, ThreadPool& pool) {
-  const auto call = make_call<Program::Call>(name, impl, fields, {});
+  const Program::Call call = make_call(name, impl, fields);
   check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
   py::gil_scoped_release release;
   std::lock_guard turn(pool.turns());
@@ -123,7 +164,7 @@ void bind_ops(py::module_& m) {
       .def(
           "add",
           [](Program& program, const std::string& op, const std::string& impl, const py::dict& fields) {
-            program.add(make_call<Program::Call>(op, impl, fields, {}));
+            program.add(make_call(op, impl, fields));
           },
           py::arg("op"), py::arg("impl"), py::arg("fields"),
           "Appends a call; an integer field may be the name of a StepPlan count instead of a number.")
@@ -146,10 +187,20 @@ void bind_ops(py::module_& m) {
       .def(
           "add",
           [](DeviceProgram& program, const std::string& op, const std::string& impl, const py::dict& fields) {
-            program.add(make_call<DeviceProgram::Call>(op, impl, fields, program.driver()->id()));
+            program.add(make_device_call(op, impl, fields, program.driver()->id()));
           },
           py::arg("op"), py::arg("impl"), py::arg("fields"),
           "Appends a call; an integer field may be the name of a count of the step instead of a number.")
+      .def(
+          "add_compiled",
+          [](DeviceProgram& program, const py::list& sizes, const py::list& lenders) {
+            program.add(make_compiled_call(program, sizes, lenders));
+          },
+          py::arg("sizes"), py::arg("lenders"),
+          "Appends a call of compiled kernels: [(sizes of the step, [(image, name, grid, threads, shared bytes, "
+          "[bytes of each argument])])]; `lenders` stay alive as long as the program.")
+      .def("set_overlap", &DeviceProgram::set_overlap, py::arg("is_dependent"), py::arg("delay_ns"),
+           "Whether kernels may begin before the one before has ended; delay_ns: idle time put before each, for tests.")
       .def("run", &DeviceProgram::run, py::call_guard<py::gil_scoped_release>(), "Runs all calls once, now.")
       .def("time", &DeviceProgram::time, py::arg("repeats"), py::call_guard<py::gil_scoped_release>(),
            "Seconds that one launch of a graph with all calls takes, `repeats` times over.");

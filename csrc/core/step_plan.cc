@@ -86,9 +86,8 @@ const std::vector<StepPlan::NamedTensor>& StepPlan::tensors() {
 }
 
 int StepCounts::index_of(std::string_view name) {
-  constexpr std::string_view names[] = {"num_tokens", "num_seqs", "num_logit_rows", "num_draws", "num_windows"};
-  for (int i = 0; i < static_cast<int>(std::size(names)); ++i)
-    if (names[i] == name) return i;
+  for (int i = 0; i < kCount; ++i)
+    if (kNames[i] == name) return i;
   fail(ErrorKind::kInternal, "step plan: no count named ", name);
 }
 

@@ -5,6 +5,7 @@
 // What the scheduler fills lies in one piece of memory, so that one copy brings it to another device.
 #pragma once
 
+#include <compare>
 #include <functional>
 #include <memory>
 #include <string_view>
@@ -32,11 +33,13 @@ struct StepCounts {
   int32_t num_tokens = 0, num_seqs = 0, num_logit_rows = 0, num_draws = 0, num_windows = 0;
 
   static constexpr int kCount = 5;
+  static constexpr const char* kNames[kCount] = {"num_tokens", "num_seqs", "num_logit_rows", "num_draws",
+                                                 "num_windows"};
   // "num_tokens", "num_seqs", ...: what a program may bind a size to.
   static int index_of(std::string_view name);
   int32_t at(int index) const;
 
-  bool operator==(const StepCounts&) const = default;
+  auto operator<=>(const StepCounts&) const = default;
 };
 
 struct StepPlan : StepCounts {

@@ -1,11 +1,14 @@
 #include "cuda/buckets.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/check.h"
 
 namespace simplear {
 namespace {
+
+constexpr int32_t kMaxGraphRows = 512;
 
 // 1, 2, 4, 8, then four sizes for each doubling: a padding row costs next to nothing while weights stream, and more
 // later on.
@@ -17,30 +20,45 @@ int32_t round_up(int32_t rows) {
   return (rows + quarter - 1) / quarter * quarter;
 }
 
-}  // namespace
-
-std::optional<StepCounts> bucket_for(const StepCounts& counts, const StepLimits& limits) {
-  // Without draws the head has nothing to do, and a graph would run it.
-  if (counts.num_draws == 0 || counts.num_tokens > kMaxGraphRows) return {};
-  const int32_t rows = round_up(std::max(counts.num_tokens, counts.num_logit_rows));
-  StepCounts bucket;
-  bucket.num_tokens = std::min(rows, limits.max_tokens);
-  bucket.num_seqs = std::min(rows, limits.max_seqs());
-  bucket.num_logit_rows = std::min(rows, limits.max_logit_rows);
-  // Two sizes: all draws guided, or a row for each. A draw costs noise for every code.
+// Draws of a step with so many rows: all guided, or a row for each. A draw costs noise for every code.
+StepCounts size_of_rows(int32_t rows, bool has_logits, int32_t num_draws, const StepLimits& limits) {
+  StepCounts size;
+  size.num_tokens = std::min(rows, limits.max_tokens);
+  size.num_seqs = std::min(rows, limits.max_seqs());
+  size.num_logit_rows = has_logits ? std::min(rows, limits.max_logit_rows) : 0;
   const int32_t half = (rows + 1) / 2;
-  bucket.num_draws = std::min(counts.num_draws <= half ? half : rows, limits.max_draws);
-  bucket.num_windows = std::min(bucket.num_draws, limits.max_pairs);
-  return bucket;
+  if (num_draws > 0) size.num_draws = std::min(num_draws <= half ? half : rows, limits.max_draws);
+  size.num_windows = std::min(size.num_draws, limits.max_pairs);
+  return size;
 }
 
+}  // namespace
+
+StepCounts bucket_for(const StepCounts& counts, const StepLimits& limits) {
+  const int32_t rows = round_up(std::max(counts.num_tokens, counts.num_logit_rows));
+  return size_of_rows(rows, counts.num_logit_rows > 0, counts.num_draws, limits);
+}
+
+std::vector<StepCounts> all_buckets(const StepLimits& limits) {
+  std::vector<StepCounts> sizes;
+  const int32_t most = std::max(limits.max_tokens, limits.max_logit_rows);
+  for (int32_t rows = 1; rows <= round_up(most); rows = round_up(rows + 1))
+    for (const auto& [has_logits, num_draws] : {std::pair{false, 0}, {true, 0}, {true, 1}, {true, rows}}) {
+      const StepCounts size = size_of_rows(rows, has_logits, num_draws, limits);
+      if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) sizes.push_back(size);
+    }
+  return sizes;
+}
+
+bool is_recorded(const StepCounts& bucket) { return bucket.num_draws > 0 && bucket.num_tokens <= kMaxGraphRows; }
+
 std::vector<StepCounts> decode_buckets(int32_t num_pairs, const StepLimits& limits) {
-  std::vector<StepCounts> buckets;
+  std::vector<StepCounts> sizes;
   for (int32_t pairs = 1; pairs <= num_pairs; ++pairs) {
-    const auto bucket = bucket_for({2 * pairs, 2 * pairs, 2 * pairs, pairs, pairs}, limits);
-    if (bucket && (buckets.empty() || !(*bucket == buckets.back()))) buckets.push_back(*bucket);
+    const StepCounts size = bucket_for({2 * pairs, 2 * pairs, 2 * pairs, pairs, pairs}, limits);
+    if (is_recorded(size) && (sizes.empty() || !(size == sizes.back()))) sizes.push_back(size);
   }
-  return buckets;
+  return sizes;
 }
 
 void pad(StepPlan& plan, const StepCounts& bucket, int32_t num_codes) {

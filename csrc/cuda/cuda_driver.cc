@@ -115,7 +115,8 @@ class CudaDriver : public Driver {
   Event* create_event() override {
     Current current(*this);
     cudaEvent_t event = nullptr;
-    run(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+    // Who waits for a group of steps waits for milliseconds, and should not keep a core busy.
+    run(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "creating an event");
     return reinterpret_cast<Event*>(event);
   }
   void destroy(Event* event) override {

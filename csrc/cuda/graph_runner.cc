@@ -5,6 +5,14 @@
 #include "core/check.h"
 
 namespace simplear {
+namespace {
+
+StepPlan pinned_plan(const std::shared_ptr<Driver>& driver, const StepLimits& limits) {
+  return StepPlan(limits,
+                  [&](size_t bytes) { return pinned_zeros(driver, {static_cast<int64_t>(bytes)}, DType::kUInt8); });
+}
+
+}  // namespace
 
 GraphRunner::GraphRunner(std::shared_ptr<DeviceProgram> program, std::shared_ptr<StepPlan> plan, StepHistory history,
                          Tensor logits, int32_t visual_offset)
@@ -16,11 +24,11 @@ GraphRunner::GraphRunner(std::shared_ptr<DeviceProgram> program, std::shared_ptr
       visual_offset_(visual_offset),
       stream_(make_stream(driver_)),
       done_{make_event(driver_), make_event(driver_)},
-      staged_(plan_->limits,
-              [&](size_t bytes) { return pinned_zeros(driver_, {static_cast<int64_t>(bytes)}, DType::kUInt8); }),
+      staged_(pinned_plan(driver_, plan_->limits)),
       first_step_(pinned_zeros(driver_, {kMaxGroups}, DType::kInt32)),
       drawn_token_(pinned_zeros(driver_, history_.token.shape, DType::kInt32)),
       drawn_log_prob_(pinned_zeros(driver_, history_.log_prob.shape, DType::kFloat32)) {
+  program_->reserve(all_buckets(plan_->limits));
   for (int32_t half = 0; half < kMaxGroups; ++half) first_step_.as<int32_t>()[half] = half * max_steps();
 }
 
@@ -42,20 +50,24 @@ void GraphRunner::upload(const StepPlan& plan) {
     int32_t& id = staged_.token_ids.as<int32_t>()[n];
     if (id < 0) id = plan.last_code.as<int32_t>()[plan.token_slot.as<int32_t>()[n]] + visual_offset_;
   }
-  const auto bucket = bucket_for(plan.counts(), plan.limits);
-  counts_ = bucket.value_or(plan.counts());
+  counts_ = bucket_for(plan.counts(), plan.limits);
   pad(staged_, counts_, static_cast<int32_t>(logits_.shape[1]));
-  graph_ = bucket ? record(*bucket) : nullptr;
+  graph_ = is_recorded(counts_) ? record(counts_) : nullptr;
   ++num_uploads_;
   driver_->copy(plan_->planned.data, staged_.planned.data, staged_.planned.bytes(), stream_.get());
 }
 
 Driver::Graph* GraphRunner::record(const StepCounts& bucket) {
-  std::array<int32_t, StepCounts::kCount> key;
-  for (int i = 0; i < StepCounts::kCount; ++i) key[i] = bucket.at(i);
-  if (const auto known = graphs_.find(key); known != graphs_.end()) return known->second.get();
+  if (const auto known = graphs_.find(bucket); known != graphs_.end()) return known->second.get();
+  // Once in the ordinary way: a kernel that was never launched may have to be loaded, which a capture does not allow.
+  // On a plan of padding alone, in the place of the one that is about to be uploaded.
+  StepPlan idle = pinned_plan(driver_, plan_->limits);
+  pad(idle, bucket, static_cast<int32_t>(logits_.shape[1]));
+  driver_->copy(plan_->planned.data, idle.planned.data, idle.planned.bytes(), stream_.get());
+  program_->enqueue(bucket, stream_.get());
+  driver_->synchronize(stream_.get());
   auto graph = capture(driver_, stream_.get(), [&] { program_->enqueue(bucket, stream_.get()); });
-  return graphs_.emplace(key, std::move(graph)).first->second.get();
+  return graphs_.emplace(bucket, std::move(graph)).first->second.get();
 }
 
 void GraphRunner::begin(const StepPlan& plan, int32_t num_steps, bool goes_on) {

@@ -68,7 +68,7 @@ class GraphRunner : public StepRunner {
   Tensor first_step_;  // [2] where the history's halves begin
   Tensor drawn_token_, drawn_log_prob_, host_logits_;
 
-  std::map<std::array<int32_t, StepCounts::kCount>, Handle<Driver::Graph>> graphs_;
+  std::map<StepCounts, Handle<Driver::Graph>> graphs_;
   StepCounts counts_;               // of the steps under way
   Driver::Graph* graph_ = nullptr;  // their graph; none: op by op
   std::deque<Group> groups_;        // begun and not collected

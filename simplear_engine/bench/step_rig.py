@@ -38,7 +38,7 @@ class StepRig:
         num_blocks = max(shape.num_blocks for shape in wanted)
         # Asked for as if keys and values were float32; blocks that no step touches never take memory.
         self.engine = Engine.from_pretrained(
-            folder, dtype=dtype, threads=threads, max_pairs=max(shape.num_pairs for shape in wanted),
+            folder, device="cpu", dtype=dtype, threads=threads, max_pairs=max(shape.num_pairs for shape in wanted),
             kv_cache_bytes=max(num_blocks, MIN_BLOCKS) * cache_block_bytes(model, "float32"),
         )  # fmt: skip
         self.model, self.dtype, self.backend = self.engine.model, dtype, self.engine._backend

@@ -1,10 +1,12 @@
 """What computes: packs weights and prepares a network for a size. The C++ kernels, Triton, or NumPy as the reference."""
 
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
 
 from simplear_engine import _C
+from simplear_engine.errors import UnsupportedError
 from simplear_engine.image import fsq
 from simplear_engine.image.packing import KernelPacker, plain_kernels
 from simplear_engine.image.recording import Recording
@@ -40,6 +42,11 @@ class TritonBackend:
     """The kernels of a GPU, in a process that has torch and Triton; channels-last bfloat16 is what they are made for."""
 
     def __init__(self, dtype: str):
+        for package in ("torch", "triton"):
+            if importlib.util.find_spec(package) is None:
+                raise UnsupportedError(
+                    f"decoding pictures on a GPU needs the package {package}, which is not installed"
+                )
         self.dtype = dtype
         self.packer = KernelPacker(dtype, None, pack_kernels=plain_kernels)
 
@@ -49,10 +56,15 @@ class TritonBackend:
         from simplear_engine.triton_program import TritonProgram
 
         program = TritonProgram()
+        start = program.run
 
         def run(recording: Recording) -> None:
+            nonlocal start
             program.write(recording.input)
-            program.run()
+            start()
+            if start == program.run:
+                # Kernels have been compiled by now: from the next picture on, all of them are one launch.
+                start = program.captured()
             program.read_back(recording.output)
 
         return Recording(shape, run_network, self.dtype, program, "triton", run)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simplear_engine.errors import CheckpointError, InvalidRequestError
+from simplear_engine import _C
+from simplear_engine.errors import CheckpointError, InvalidRequestError, UnsupportedError
 from simplear_engine.image import folding, fsq, network, pixels
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.source import TokenizerSource, open_tokenizer
@@ -28,18 +29,25 @@ class CosmosTokenizer:
         self._decoder = _Half(folding.fold_decoder, source, backend)
 
     @classmethod
-    def from_pretrained(cls, path, dtype: str = "float32", threads: int | None = None, pool=None) -> "CosmosTokenizer":
+    def from_pretrained(
+        cls, path, dtype: str = "float32", threads: int | None = None, pool=None, device: str = "cpu"
+    ) -> "CosmosTokenizer":
         """Loads from a folder (`tokenizer.safetensors`, or `encoder.jit` / `decoder.jit`) or from one such file.
 
         `dtype` ("float32" or "bfloat16") is what is computed in; the files may hold any floating type. `threads`
-        defaults to all physical cores; `pool` shares the threads of an engine instead. Raises CheckpointError.
+        defaults to all physical cores; `pool` shares the threads of an engine instead. `device` "cuda" computes on the
+        current GPU of torch, with Triton. Raises CheckpointError.
         """
         if dtype not in DTYPES:
             raise InvalidRequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        if device not in ("cpu", "cuda"):
+            raise InvalidRequestError(f"device: expected cpu or cuda, got {device!r}")
+        if device == "cuda" and not (found := _C.cuda_devices())[0]:
+            raise UnsupportedError(f"device='cuda': no GPU was found ({found[1]})")
         source = open_tokenizer(path)
-        from simplear_engine.image.backend import CpuBackend
+        from simplear_engine.image.backend import CpuBackend, TritonBackend
 
-        return cls(source, CpuBackend(dtype, threads, pool))
+        return cls(source, TritonBackend(dtype) if device == "cuda" else CpuBackend(dtype, threads, pool))
 
     @property
     def compression(self) -> int:

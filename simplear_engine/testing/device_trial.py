@@ -1,25 +1,32 @@
 """A trial of an op on a device: as op_trial.Trial, with the arguments in the device's memory."""
 
-from simplear_engine.backend import DeviceBackend
+import numpy as np
+
+from simplear_engine.device_backend import TILED, DeviceBackend
 from simplear_engine.kernels.op import Case, Op
 from simplear_engine.kernels.packed_weight import PackedWeight
+from simplear_engine.kernels.weight_tiles import pack_tiles
 from simplear_engine.testing.op_trial import Trial
 
 
 class DeviceTrial(Trial):
-    def __init__(self, op: Op, impl: str, case: Case, backend: DeviceBackend):
+    """`copies`: calls in the program, each with arguments of its own: in turn they come from memory and not from cache."""
+
+    def __init__(self, op: Op, impl: str, case: Case, backend: DeviceBackend, copies: int = 1):
+        self._backend, self._copies = backend, copies
         super().__init__(op, impl, case, backend.pool)
-        self._backend, self._on_host = backend, self._args
-        self._args = {name: self._uploaded(arg) for name, arg in self._on_host.items()}
+        self._on_host = self._args
         self._program = backend.new_program()
-        op.record(self._program, impl, self._args, **case.scalars)
+        for _ in range(copies):
+            self._args = {name: self._uploaded(arg) for name, arg in self._on_host.items()}
+            backend.add(self._program, op.name, op.fields(self._args, case.scalars), impl)
 
     def run(self) -> None:
         self._program.run()
 
     def seconds(self, repeats: int) -> float:
-        """Of one call, when as many follow one another in a graph."""
-        return self._program.time(repeats) / repeats
+        """Of one call, when all follow one another in a graph, `repeats` times over."""
+        return self._program.time(repeats) / (repeats * self._copies)
 
     def check(self) -> None:
         for name, arg in self._on_host.items():
@@ -30,6 +37,13 @@ class DeviceTrial(Trial):
             super().check()
         finally:
             self._args = on_device
+
+    def _given(self, name: str):
+        if name not in self.op.layouts or self.impl not in TILED:
+            return super()._given(name)
+        array = self._arrays[name]
+        parts = np.split(array, 2) if self.op.name == "gate_up_silu" else [array]
+        return pack_tiles(parts, self._dtype(name))
 
     def _uploaded(self, arg):
         if isinstance(arg, PackedWeight):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What it costs to draw with weights that an optimizer has just changed, and whether that leaks.
 
-    python benchmarks/weight_handover.py [--steps 200] [--dtype bfloat16]
+    python benchmarks/training/weight_handover.py [--steps 200] [--dtype bfloat16]
 
 The embedded model is trained on noise: an optimizer step, the hand-over (`weights_changed`), one picture, again and again.
 Checked before anything is printed: every step changes the first code's log-probability as the trainer's own forward pass

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Memory and time of a loss over SimpleAR's 64,000 visual rows: chunked log-probabilities beside plain cross entropy.
 
-    python benchmarks/log_prob_memory.py [--tokens 1024] [--hidden 896]
+    python benchmarks/training/log_prob_memory.py [--tokens 1024] [--hidden 896]
 
 Forward and backward of one picture's tokens in float32, each in a process of its own. Checked before anything is printed:
 both give the same loss and the same gradient of the final states. Prints what the loss added to the process's peak memory, in
