@@ -33,7 +33,17 @@ struct Ahead {
   inline void operator()(int64_t step_bytes) const {
     if (step_bytes >= end) return;
 #pragma GCC unroll 4
-    for (int i = 0; i < kLines; ++i) asm volatile("prefetcht2 %0" ::"m"(line[step_bytes / 4 * kLines + i * 64]));
+    for (int i = 0; i < kLines; ++i) ask_for(line + step_bytes / 4 * kLines + i * 64);
+  }
+
+ private:
+  static inline void ask_for(const char* line) {
+#if defined(__x86_64__)
+    // The compiler gathers its own prefetches into bursts; volatile ones stay where they are.
+    asm volatile("prefetcht2 %0" ::"m"(*line));
+#else
+    __builtin_prefetch(line, 0, 1);
+#endif
   }
 };
 template <>

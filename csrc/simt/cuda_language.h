@@ -96,20 +96,8 @@ T shuffle(unsigned mask, T value, const From& from, const Place& place) {
   return got;
 }
 template <class T>
-T __shfl_sync(unsigned mask, T value, int lane, const Place& place = Place::current()) {
-  return shuffle(mask, value, [lane](int) { return lane % kWarpSize; }, place);
-}
-template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, const Place& place = Place::current()) {
   return shuffle(mask, value, [bits](int lane) { return lane ^ bits; }, place);
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, int by, const Place& place = Place::current()) {
-  return shuffle(mask, value, [by](int lane) { return lane + by < kWarpSize ? lane + by : lane; }, place);
-}
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, int by, const Place& place = Place::current()) {
-  return shuffle(mask, value, [by](int lane) { return lane >= by ? lane - by : lane; }, place);
 }
 inline unsigned __ballot_sync(unsigned mask, bool is_set, const Place& place = Place::current()) {
   if (mask != 0xffffffffu) fail_in_kernel("a warp operation of some threads only", place);
@@ -126,9 +114,6 @@ inline unsigned __ballot_sync(unsigned mask, bool is_set, const Place& place = P
 }
 inline bool __any_sync(unsigned mask, bool is_set, const Place& place = Place::current()) {
   return __ballot_sync(mask, is_set, place) != 0;
-}
-inline bool __all_sync(unsigned mask, bool is_set, const Place& place = Place::current()) {
-  return __ballot_sync(mask, is_set, place) == 0xffffffffu;
 }
 
 // One thread runs at a time.
@@ -157,6 +142,5 @@ inline int32_t __float_as_int(float x) { return std::bit_cast<int32_t>(x); }
 inline float __int_as_float(int32_t x) { return std::bit_cast<float>(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 }  // namespace simplear::simt
