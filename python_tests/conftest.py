@@ -46,3 +46,14 @@ def quick_bench(monkeypatch):
     monkeypatch.setattr(machine, "BARRIERS", 10)
     monkeypatch.setattr(ops, "ROUNDS", 2)
     monkeypatch.setattr(own_kernel, "TURNS", 2)
+
+
+@pytest.fixture
+def one_thread():
+    """torch on one thread: where a sum is cut among threads it rounds differently, so runs that must be equal use one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

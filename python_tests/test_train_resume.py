@@ -53,12 +53,12 @@ def losses_of(run) -> list[float]:
 
 def assert_equal_states(first, second):
     for name, value in first["model"].items():
-        torch.testing.assert_close(second["model"][name], value, rtol=0, atol=1e-6)
+        assert torch.equal(second["model"][name], value), name
     for name, value in first["average"]["values"].items():
-        torch.testing.assert_close(second["average"]["values"][name], value, rtol=0, atol=1e-6)
+        assert torch.equal(second["average"]["values"][name], value), name
 
 
-def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
+def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread):
     config = config_for(tmp_path)
     pretrain(config, tmp_path / "straight", "cpu")
     pretrain(config, tmp_path / "halved", "cpu", stop_at=7)
@@ -66,7 +66,7 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path):
     straight, halved = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved"))
     assert straight["step"] == halved["step"] == 12
     assert_equal_states(straight, halved)
-    assert losses_of(tmp_path / "halved") == pytest.approx(losses_of(tmp_path / "straight"), abs=1e-6)
+    assert losses_of(tmp_path / "halved") == losses_of(tmp_path / "straight")
     assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
 
 
@@ -128,7 +128,7 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_in_the_end_fatal(
     assert [row["skipped_updates"] for row in rows if "skipped_updates" in row] == [0, 1, 1, 1, 1, 2, 3]
 
 
-def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkeypatch):
+def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkeypatch, one_thread):
     import simplear_train.train_tokenizer as module
 
     class NoiseScenes:
