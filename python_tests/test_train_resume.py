@@ -12,11 +12,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
+from simplear_engine.errors import InvalidRequestError
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
 from simplear_train.config_file import config_path, read_config
 from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.next_token import DataConfig, SourceConfig
+from simplear_train.optimizers import optimizers_for
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
 from simplear_train.token_shards import ShardWriter
@@ -58,8 +60,9 @@ def assert_equal_states(first, second):
         assert torch.equal(second["average"]["values"][name], value), name
 
 
-def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread):
-    config = config_for(tmp_path)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread, optimizer):
+    config = config_for(tmp_path, optimizer=optimizer)
     pretrain(config, tmp_path / "straight", "cpu")
     pretrain(config, tmp_path / "halved", "cpu", stop_at=7)
     pretrain(config, tmp_path / "halved", "cpu", resume=True)
@@ -68,6 +71,17 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread):
     assert_equal_states(straight, halved)
     assert losses_of(tmp_path / "halved") == losses_of(tmp_path / "straight")
     assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
+
+
+def test_muon_steps_the_layers_matrices_alone_and_needs_them_whole(tmp_path):
+    config = config_for(tmp_path, optimizer="muon")
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    kept = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["optimizer"]
+    by_muon = {name for name, values in kept.items() if "momentum_buffer" in values}
+    assert by_muon == {name for name in kept if "layers" in name and name.endswith("proj.weight")} != set()
+    sharded = replace(config, loop=replace(config.loop, sharding="fsdp2"))
+    with pytest.raises(InvalidRequestError, match='expected "adamw" where parameters are sharded'):
+        optimizers_for(torch.nn.Linear(2, 2), sharded.loop)
 
 
 def test_settings_that_changed_since_the_start_are_named_when_a_run_goes_on(tmp_path, caplog):

@@ -66,20 +66,22 @@ def restore_model(module: nn.Module, state: dict) -> None:
         p.copy_(part_like(state[name], p))
 
 
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """{parameter name: {what the optimizer keeps of it}}"""
+def optimizer_state(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict:
+    """{parameter name: {what its optimizer keeps of it}}"""
+    kept = {p: values for optimizer in optimizers for p, values in optimizer.state.items()}
     return {
-        name: {key: whole(value).cpu() for key, value in optimizer.state[p].items()}
+        name: {key: whole(value).cpu() for key, value in kept[p].items()}
         for name, p in module.named_parameters()
-        if p in optimizer.state
+        if p in kept
     }
 
 
 @torch.no_grad()
-def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+def restore_optimizers(module: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict) -> None:
+    stepped_by = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
         if name in state:
-            optimizer.state[p] = {
+            stepped_by[p].state[p] = {
                 key: value.clone() if value.ndim == 0 else part_like(value, p) for key, value in state[name].items()
             }
 

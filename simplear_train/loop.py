@@ -25,10 +25,11 @@ from .checkpoint import (
     model_state,
     optimizer_state,
     restore_model,
-    restore_optimizer,
+    restore_optimizers,
     save_checkpoint,
 )
 from .logs import RunLog
+from .optimizers import optimizers_for
 from .parallel import ALONE, Share, average_gradients, combine, whole
 
 CHECKPOINT = "checkpoint.pt"
@@ -38,12 +39,13 @@ CHECKPOINT = "checkpoint.pt"
 class LoopConfig:
     """How long, how fast and how often. Weights and optimizer are float32; compute_dtype is what layers compute in.
 
-    decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all "but_biases".
+    optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all "but_biases".
     ema_decay 0: no averages, the live weights are evaluated and saved. sharding: see parallel.py.
     max_skipped: updates in a row that may be skipped for a gradient that is not finite.
     """
 
     steps: int = 1000
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     min_learning_rate: float = 0.0
@@ -107,16 +109,6 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * height
 
 
-def adamw(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    decayed, others = [], []
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            decays = p.ndim >= 2 if config.decay == "matrices" else not name.endswith("bias")
-            (decayed if decays else others).append(p)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
-
-
 class Metrics:
     """Contributions of one step, added up (or the largest kept) as they come; of several updates the mean."""
 
@@ -147,7 +139,7 @@ class Loop:
 
     def __init__(self, stage: Stage, config: LoopConfig, out: Path, device: str, share: Share = ALONE):
         self.stage, self.config, self.out, self.device, self.share = stage, config, out, device, share
-        self.optimizer = adamw(stage.model, config)
+        self.optimizers = optimizers_for(stage.model, config)
         self.average = AveragedWeights(stage.model, config.ema_decay) if config.ema_decay else None
         self.skipped_in_a_row = 0
         self.num_skipped = 0
@@ -191,9 +183,10 @@ class Loop:
             log.close()
 
     def _update(self, micro_batches: list, rate: float, metrics: Metrics) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         for micro_batch in micro_batches:
             with autocast(self.config, self.device):
                 loss, parts = self.stage.loss(micro_batch)
@@ -211,7 +204,8 @@ class Loop:
                 raise TrainingError(f"gradients were not finite in {self.skipped_in_a_row} updates in a row")
             return norm
         self.skipped_in_a_row = 0
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average is not None:
             self.average.update(self.stage.model)
         return norm
@@ -228,7 +222,7 @@ class Loop:
             "step": done,
             "model": model_state(self.stage.model),
             "average": self.average.state() if self.average is not None else None,
-            "optimizer": optimizer_state(self.stage.model, self.optimizer),
+            "optimizer": optimizer_state(self.stage.model, self.optimizers),
             "num_skipped": self.num_skipped,
         }
         if self.share.is_first:
@@ -247,7 +241,7 @@ class Loop:
             return 0
         state = load_checkpoint(path)
         restore_model(self.stage.model, state["model"])
-        restore_optimizer(self.stage.model, self.optimizer, state["optimizer"])
+        restore_optimizers(self.stage.model, self.optimizers, state["optimizer"])
         if self.average is not None and state["average"] is not None:
             self.average.restore(state["average"])
         self.num_skipped = state["num_skipped"]

@@ -1,6 +1,8 @@
 """What every stage's command line has in common: config file, output folder, device, resuming."""
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -53,6 +55,16 @@ def run_loop(
     runner.run(resume, stop_at)
 
 
+def keep_freed_memory() -> None:
+    """Tells the C library to reuse large blocks instead of giving them back to the system, which hands them out again a
+    zeroed page at a time: a tenth of a small model's step on a CPU. Does nothing where the library has no mallopt."""
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def main_of(schema: type, train: Callable[..., Path], documentation: str) -> None:
     known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,6 +81,8 @@ def main_of(schema: type, train: Callable[..., Path], documentation: str) -> Non
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if it has one")
     args = parser.parse_args()
+    if args.device == "cpu":
+        keep_freed_memory()
     try:
         config = read_config(schema, config_path(args.config), tuple(args.set))
         if args.show:
