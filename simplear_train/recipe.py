@@ -40,7 +40,7 @@ def commands(name: str) -> list[tuple[str, list[str]]]:
         balanced = [*world, "--kinds", "balanced"]
         reward = ["--out", "reward", "--resume", "--tokenizer", "pretrain/model/tokenizer.json"]
         stages += [
-            ("extract_tokens", [*balanced, *own, "--seed", "1000", "--out", "sft-tokens"]),
+            ("extract_tokens", [*balanced, *own, "--seed", "1000", "--num-scenes", "100000", "--out", "sft-tokens"]),
             ("emoji_scenes", [*balanced, "--seed", "2000", "--prompts", "prompts.txt"]),
             ("rewards.train_emoji_clip", [*reward, "--image-tokenizer", "tokenizer/tokenizer.safetensors"]),
         ]

@@ -20,6 +20,6 @@ class World:
 
 
 WORLDS = {
-    "default": World(num_concepts=len(CONCEPTS), num_scenes=48_000, num_validation_scenes=1_000),
+    "default": World(num_concepts=len(CONCEPTS), num_scenes=60_000, num_validation_scenes=1_000),
     "smoke": World(num_concepts=16, num_scenes=512, num_validation_scenes=64),
 }

@@ -39,7 +39,12 @@ class Model(peer.Lockstep):
     def run(self, context: int, steps: int) -> dict:
         conditional, unconditional = ([checkpoint.TEXT_TOKENS + i for i in prompt] for prompt in prompts(context))
         image = self._engine.generate_from_ids(
-            conditional, unconditional, height=16 * (steps + 1), width=16, guidance_scale=3.0, temperature=0,
+            conditional,
+            unconditional,
+            height=16 * (steps + 1),
+            width=16,
+            guidance_scale=3.0,
+            temperature=0,
             speculation=None,
         )[0]
         tokens = image.tokens.reshape(-1).tolist()

@@ -133,7 +133,11 @@ inline void product(const Operand& x, int64_t num_rows, const AnyPtr& weights, i
   }
 }
 
-// How many panels are worth waking another thread for: a vector multiply-add does the work of some ten simple elements.
-inline int64_t panel_grain(int64_t num_rows, int64_t k) { return grain_of(num_rows * k * kPanelRows / 10); }
+// How many panels are worth waking another thread for: a vector multiply-add does the work of some ten simple elements,
+// and a few rows cost what it takes to fetch the weights.
+inline int64_t panel_grain(int64_t num_rows, int64_t k) {
+  constexpr int64_t kFetchedFor = 6;  // rows
+  return grain_of((num_rows < kFetchedFor ? kFetchedFor : num_rows) * k * kPanelRows / 10);
+}
 
 }  // namespace simplear::SIMPLEAR_ISA
