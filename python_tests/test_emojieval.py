@@ -89,6 +89,16 @@ def test_no_scene_of_any_stage_shows_what_is_asked_for(make_scenes):
     assert {fact[0] for fact in shown} == {fact[0] for fact in asked}
 
 
+def test_seen_prompts_ask_for_nothing_that_is_held_out():
+    held_out, seen = (
+        {fact for record in records if record["tag"] != "single_object" for fact in facts_of_record(record)}
+        for records in (evaluation_records(), evaluation_records(held_out=False))
+    )
+    assert {fact[0] for fact in seen} == {fact[0] for fact in held_out}
+    assert not seen & held_out
+    assert list(Counter(r["tag"] for r in evaluation_records(held_out=False))) == list(TASKS)
+
+
 def test_records_have_genevals_form_and_never_change():
     records = evaluation_records()
     assert records == evaluation_records()
@@ -204,7 +214,7 @@ def test_detector_says_what_pictures_it_takes():
 
 def test_command_writes_scores_that_repeat(tmp_path, monkeypatch, capsys):
     few = [next(r for r in evaluation_records() if r["tag"] == task) for task in TASKS]
-    monkeypatch.setattr(command, "evaluation_records", lambda: few)
+    monkeypatch.setattr(command, "evaluation_records", lambda held_out: few)
     results = []
     for name in ("first", "second"):
         arguments = ["emojieval", "--model", "default", "--out", str(tmp_path / name), "--seed", "3", "--keep-pictures"]

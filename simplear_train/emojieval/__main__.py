@@ -82,16 +82,19 @@ def write_pictures(out: Path, records: list[dict], images: np.ndarray) -> None:
             Image.fromarray(picture).save(folder / "samples" / f"{number:04d}.png")
 
 
-def evaluate(model: str, out: Path, seed: int = 0, keep_pictures: bool = False, **sampling) -> dict:
+def evaluate(
+    model: str, out: Path, seed: int = 0, keep_pictures: bool = False, dtype: str = "auto", held_out: bool = True,
+    **sampling,
+) -> dict:  # fmt: skip
     """The contents of scores.json. `sampling` goes to Engine.generate; None stands for the model's own default."""
     from simplear_engine import Engine
     from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
 
     from .detector import SIDE, WEIGHTS, load_detector
 
-    records, detector = evaluation_records(), load_detector()
+    records, detector = evaluation_records(held_out), load_detector()
     out.mkdir(parents=True, exist_ok=True)
-    with Engine.from_pretrained(model) as engine:
+    with Engine.from_pretrained(model, dtype=dtype) as engine:
         images = draw(engine, records, seed, height=SIDE, width=SIDE, **sampling)
         defaults = {name: getattr(engine.defaults, name) for name in ("guidance_scale", "top_k")}
     found = detector.detect(images.reshape(-1, *images.shape[2:]))
@@ -117,6 +120,8 @@ def evaluate(model: str, out: Path, seed: int = 0, keep_pictures: bool = False, 
     result = {
         **scores(records, correct),
         "model": model,
+        "dtype": dtype,
+        "held_out": held_out,
         "seed": seed,
         "pictures_per_prompt": PICTURES_PER_PROMPT,
         "sampling": {**defaults, "temperature": 1.0, **{k: v for k, v in sampling.items() if v is not None}},
@@ -143,11 +148,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on from it")
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's own")
     parser.add_argument("--top-k", type=int, help="instead of the model's own")
+    parser.add_argument(
+        "--dtype", default="auto", help="what the engine rounds weights to: float32, bfloat16, int8, int4"
+    )
+    parser.add_argument("--seen", action="store_true", help="ask for facts that training shows, to compare with")
     parser.add_argument("--keep-pictures", action="store_true", help="also write 00000/samples/0000.png and so on")
     args = parser.parse_args()
     result = evaluate(
-        args.model, args.out, args.seed, args.keep_pictures, guidance_scale=args.guidance_scale, top_k=args.top_k
-    )
+        args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen,
+        guidance_scale=args.guidance_scale, top_k=args.top_k,
+    )  # fmt: skip
     for task, entry in (*result["tasks"].items(), ("overall", result["overall"])):
         print(f"{task:14s} {entry['score']:.3f}  ({entry['interval'][0]:.3f} to {entry['interval'][1]:.3f})")
     print(args.out / "scores.json")

@@ -6,10 +6,11 @@
 
 `position` names a relation to another entry of `include`; `color` is a colour's name; `exclude` holds classes and
 counts that must not be reached. Apart from the single objects, which have to be known, every prompt states a fact
-that emoji_scenes holds out: no scene of any stream shows it.
+that emoji_scenes holds out: no scene of any stream shows it. With `held_out` false it states one that scenes do show; the
+difference between the two is what a model has learnt by heart.
 """
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -40,12 +41,12 @@ def record(tag: str, words: str, include: list[dict], exclude: list[dict] | None
     return {**entry, "prompt": f"a photo of {words}"}
 
 
-def single_object() -> list[dict]:
+def single_object(held_out: bool) -> list[dict]:
     return [record("single_object", phrase(c), [{"class": c.noun, "count": 1}]) for c in CONCEPTS]
 
 
-def two_object() -> list[dict]:
-    """Neither of the two orders is ever seen."""
+def two_object(held_out: bool) -> list[dict]:
+    """Neither of the two orders is ever seen, or both are."""
     return [
         record(
             "two_object",
@@ -53,11 +54,11 @@ def two_object() -> list[dict]:
             [{"class": a.noun, "count": 1}, {"class": b.noun, "count": 1}],
         )
         for a, b in combinations(CONCEPTS, 2)
-        if is_held_out(a.noun, b.noun) and is_held_out(b.noun, a.noun)
+        if is_held_out(a.noun, b.noun) == is_held_out(b.noun, a.noun) == held_out
     ]
 
 
-def counting() -> list[dict]:
+def counting(held_out: bool) -> list[dict]:
     return [
         record(
             "counting",
@@ -67,22 +68,24 @@ def counting() -> list[dict]:
         )
         for concept in CONCEPTS
         for count, word in NUMBER_WORDS.items()
-        if not concept.is_mass and is_held_out_count(concept.noun, count)
+        if not concept.is_mass and is_held_out_count(concept.noun, count) == held_out
     ]
 
 
-def colors() -> list[dict]:
+def colors(held_out: bool) -> list[dict]:
     return [
         record("colors", phrase(concept, colour), [{"class": concept.noun, "count": 1, "color": colour}])
         for concept in CONCEPTS
         for colour in COLOURS
-        if concept.recolour and is_held_out_colour(concept.noun, colour)
+        if concept.recolour and is_held_out_colour(concept.noun, colour) == held_out
     ]
 
 
-def position() -> list[dict]:
+def position(held_out: bool) -> list[dict]:
     records = []
-    for a, b in ((a, b) for a in CONCEPTS for b in CONCEPTS if a is not b and is_held_out(a.noun, b.noun)):
+    for a, b in permutations(CONCEPTS, 2):
+        if is_held_out(a.noun, b.noun) != held_out:
+            continue
         for relation in ("left of", "above"):
             # "a left of b" is the held-out fact; "b right of a" says the same.
             for first, second, words in ((a, b, relation), (b, a, OPPOSITE[relation])):
@@ -92,7 +95,7 @@ def position() -> list[dict]:
     return records
 
 
-def color_attr() -> list[dict]:
+def color_attr(held_out: bool) -> list[dict]:
     coloured = [
         (concept, colour)
         for concept in CONCEPTS
@@ -106,15 +109,17 @@ def color_attr() -> list[dict]:
             [{"class": a.noun, "count": 1, "color": a_colour}, {"class": b.noun, "count": 1, "color": b_colour}],
         )
         for (a, a_colour), (b, b_colour) in combinations(coloured, 2)
-        if a is not b and a_colour != b_colour and is_held_out_attribution(((a.noun, a_colour), (b.noun, b_colour)))
+        if a is not b
+        and a_colour != b_colour
+        and is_held_out_attribution(((a.noun, a_colour), (b.noun, b_colour))) == held_out
     ]
 
 
-def evaluation_records() -> list[dict]:
+def evaluation_records(held_out: bool = True) -> list[dict]:
     """The same list on every call: six tasks in the order of TASKS."""
     records = []
     for task in (single_object, two_object, counting, colors, position, color_attr):
-        every = task()
+        every = task(held_out)
         if task is not single_object and len(every) > MAX_PER_TASK:
             chosen = np.random.default_rng(0).choice(len(every), MAX_PER_TASK, replace=False)
             every = [every[i] for i in sorted(chosen)]
