@@ -221,7 +221,7 @@ def format_errors() -> dict[str, dict[str, list[float]]]:
         for case, x, of in cases:
             exact, size = x.astype(np.float64) @ weight.T, np.std(of.astype(np.float64) @ weight.T)
             result[dtype][case] = [
-                float(np.std(product(row, rounded) - exact) / size) for row in (quantize_rows(x, dtype), one_scale(x))
+                float(np.std(product(rounding(x), rounded) - exact) / size) for rounding in (quantize_rows, one_scale)
             ]
     return result
 

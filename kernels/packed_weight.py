@@ -75,7 +75,7 @@ class ReferenceWeight:
     def product(self, x: np.ndarray) -> np.ndarray:
         """float32 [N, K] -> float32 [N, M]: x is rounded as the weights' type wants it."""
         if self.dtype in QUANTIZED:
-            return quantization.product(quantization.quantize_rows(x, self.dtype), self._quantized).astype(np.float32)
+            return quantization.product(quantization.quantize_rows(x), self._quantized).astype(np.float32)
         return (
             _rounded(x, "float32" if self.dtype == "float32" else "bfloat16").astype(np.float64) @ self._values.T
         ).astype(np.float32)

@@ -15,8 +15,6 @@ QUANTIZED = ("int8", "int4")
 _ERROR_LANES = 8
 _FACTORS = (1.0, 0.9375, 1.0625, 0.875, 1.125)
 _TINY = np.float32(1e-37)  # smaller scales have no inverse
-_LEAST_INT4, _MOST_INT4 = np.float32(2.0**-80), np.float32(2.0**80)  # scales of weights
-_MAX_POWER = 40  # of the scales of activations beside int4
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,15 @@ def quantize_weight(weight: np.ndarray, dtype: str) -> Quantized:
     return _weight_int8(weight) if dtype == "int8" else _weight_int4(weight)
 
 
-def quantize_rows(x: np.ndarray, weight_dtype: str = "int8") -> Quantized:
-    """float32 activations [N, K] as int8 with one scale for 32 neighbours.
-
-    Beside int8 weights the largest magnitude becomes 127. Beside int4 a scale is the least power of two that leaves no
-    magnitude above 127; below 2^-40 a group is zeros, above 2^40 it is no number.
-    """
+def quantize_rows(x: np.ndarray) -> Quantized:
+    """float32 activations [N, K] as int8 with one scale for 32 neighbours: the largest magnitude becomes 127."""
     groups = padded(x).reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
-    scales = largest / np.float32(127)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if weight_dtype == "int4":
-            powers = ((scales.view(np.int32) + 0x7FFFFF) >> 23) - 127
-            is_fine, is_something = np.isfinite(scales) & (powers <= _MAX_POWER), powers >= -_MAX_POWER
-            scales = np.where(is_fine, np.where(is_something, np.ldexp(np.float32(1), powers), 1), np.nan)
-            scales = scales.astype(np.float32)
-            inverse = np.where(is_something, np.float32(1) / scales, np.float32(0))
-        else:
-            inverse = np.where(largest < np.float32(1e-35), np.float32(0), np.float32(127) / largest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(largest < np.float32(1e-35), np.float32(0), np.float32(127) / largest)
         # Where a number is none, the scale is none either, and the integers do not matter.
         integers = np.nan_to_num(np.rint(groups * inverse[..., None]))
-    return Quantized(integers.reshape(len(x), -1).astype(np.int32), scales)
+    return Quantized(integers.reshape(len(x), -1).astype(np.int32), largest / np.float32(127))
 
 
 def product(x: Quantized, weight: Quantized) -> np.ndarray:
@@ -88,12 +74,11 @@ def _weight_int4(weight: np.ndarray) -> Quantized:
     groups = weight.reshape(-1, GROUP)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
     integers = np.zeros_like(groups)
-    scales = np.ones(len(groups), np.float32)
+    scales = np.zeros(len(groups), np.float32)
     best = np.full(len(groups), np.inf, np.float32)
     for factor in _FACTORS:
         scale = decode_bfloat16(encode_bfloat16(extreme / np.float32(-8) * np.float32(factor)))
-        usable = np.abs(scale) >= _LEAST_INT4
-        scale = np.clip(scale, -_MOST_INT4, _MOST_INT4)
+        usable = np.abs(scale) >= _TINY
         inverse = np.float32(1) / np.where(usable, scale, np.float32(1))
         candidate = np.clip(np.rint(groups * inverse[:, None]), -8, 7).astype(np.float32)
         squares = np.square(groups - candidate * scale[:, None]).reshape(len(groups), -1, _ERROR_LANES)

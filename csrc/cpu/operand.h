@@ -1,8 +1,7 @@
 // The left operand of a product: rows of activations in the form that the weights want to meet.
 //
 // float32 and bfloat16 weights take rows of their own type; quantised weights take int8 with one scale for 32
-// neighbours. Beside int4 weights, which have scales for 32 of their own, that scale is a power of two: the two are then
-// multiplied by an addition of exponents, which does not compete with the dot products. RMSNorm on the way is optional:
+// neighbours. RMSNorm on the way is optional:
 //
 //   y = x / sqrt(mean(x^2) + eps) * weight         Zhang & Sennrich 2019
 //
@@ -34,14 +33,10 @@ struct Operand {
   const T* row(int64_t n) const {
     return reinterpret_cast<const T*>(data + n * row_bytes);
   }
-  // Of a quantised row: integers [k], scales [k / 32] (their exponents, in the place of a float's exponent, beside
-  // int4), -zero * (sum of the group's integers), [k / 32], and, beside int4, 1 or NaN for a row with numbers that are
-  // none.
+  // Of a quantised row: integers [k], scales [k / 32], and -zero * (sum of the group's integers), [k / 32].
   const int8_t* integers(int64_t n) const { return row<int8_t>(n); }
   const float* scales(int64_t n) const { return reinterpret_cast<const float*>(integers(n) + k); }
-  const int32_t* exponents(int64_t n) const { return reinterpret_cast<const int32_t*>(scales(n)); }
-  const int32_t* offsets(int64_t n) const { return exponents(n) + k / kQuantGroup; }
-  float flaw(int64_t n) const { return *reinterpret_cast<const float*>(offsets(n) + k / kQuantGroup); }
+  const int32_t* offsets(int64_t n) const { return reinterpret_cast<const int32_t*>(scales(n) + k / kQuantGroup); }
 };
 
 inline float mean_square(const float* x, int64_t n) {
@@ -75,8 +70,8 @@ inline void load_group(const X* x, const W* norm, float scale, int64_t i, int64_
   for (int v = 0; v < kGroupVecs; ++v) group[v] = load(values + v * kLanes);
 }
 
-// Largest magnitude of a group; NaN where a number is not finite.
-inline float largest_of(const Group& group) {
+// A group to integers in -127..127 with one scale. Numbers that are not finite give a scale that is none.
+inline void quantize_group(const Group& group, int zero, int8_t* q, float* scale, int32_t* offset) {
   Vec most{};
   VecI flaws{};
   for (int v = 0; v < kGroupVecs; ++v) {
@@ -84,11 +79,9 @@ inline float largest_of(const Group& group) {
     most = max(reinterpret_cast<Vec>(magnitude), most);
     flaws |= magnitude >= 0x7f800000;
   }
-  return any(flaws) ? NAN : reduce_max(most);
-}
-
-// A group times `inverse` to integers in -127..127, and -zero times their sum.
-inline void round_group(const Group& group, float inverse, int zero, int8_t* q, int32_t* offset) {
+  const float largest = reduce_max(most);
+  *scale = any(flaws) ? NAN : largest / 127.0f;
+  const Vec inverse = splat(largest < 1e-35f ? 0.0f : 127.0f / largest);
   Vec sum{};
   for (int v = 0; v < kGroupVecs; ++v) {
     // The low mantissa bits now hold the rounded number.
@@ -97,34 +90,9 @@ inline void round_group(const Group& group, float inverse, int zero, int8_t* q, 
     std::memcpy(q + v * kLanes, &bytes, sizeof(bytes));
     sum += shifted - 12582912.0f;
   }
-  // Sums of so small integers are exact. Where a number is none, the result is not used.
+  // Sums of so small integers are exact. Where a number is none, so is the scale, and this does not matter.
   const float total = reduce_add(sum);
   *offset = total == total ? -zero * static_cast<int32_t>(total) : 0;
-}
-
-// Beside int8. Numbers that are not finite give a scale that is none.
-inline void quantize_group(const Group& group, int8_t* q, float* scale, int32_t* offset) {
-  const float largest = largest_of(group);
-  *scale = largest / 127.0f;
-  round_group(group, largest < 1e-35f ? 0.0f : 127.0f / largest, kInt8Zero, q, offset);
-}
-
-// Beside int4: the least power of two that leaves no magnitude above 127. False where numbers are not finite, or too
-// large for it.
-inline bool quantize_group(const Group& group, int8_t* q, int32_t* exponent, int32_t* offset) {
-  const float scale = largest_of(group) / 127.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &scale, 4);
-  const int32_t power = static_cast<int32_t>((bits + 0x7fffff) >> 23) - 127;
-  const bool is_fine = scale == scale && power <= kMaxActivationPower;
-  // What is smaller than all that counts is nothing.
-  const bool is_something = is_fine && power >= -kMaxActivationPower;
-  const int32_t inverse_bits = is_something ? (127 - power) * (1 << 23) : 0;
-  float inverse;
-  std::memcpy(&inverse, &inverse_bits, 4);
-  *exponent = is_something ? power * (1 << 23) : 0;
-  round_group(group, inverse, kInt4Zero, q, offset);
-  return is_fine;
 }
 
 template <class X, class W>
@@ -132,19 +100,14 @@ inline void prepare_row(const RowSource& source, DType weights, const X* x, cons
   const int64_t k = source.k, padded = padded_k(k, weights);
   const float scale = norm ? 1.0f / sqrtf(mean_square(reinterpret_cast<const float*>(x), k) + source.eps) : 1.0f;
   int8_t* integers = reinterpret_cast<int8_t*>(out);
-  int32_t* scales = reinterpret_cast<int32_t*>(out + padded);
-  int32_t* offsets = scales + padded / kQuantGroup;
-  bool is_fine = true;
+  float* scales = reinterpret_cast<float*>(out + padded);
+  int32_t* offsets = reinterpret_cast<int32_t*>(scales + padded / kQuantGroup);
   for (int64_t i = 0; i < padded; i += kQuantGroup) {
     Group group;
     load_group(x, norm, scale, i, k, group);
-    const int64_t g = i / kQuantGroup;
-    if (weights == DType::kInt8) {
-      quantize_group(group, integers + i, reinterpret_cast<float*>(scales + g), offsets + g);
-      continue;
-    }
-    if (weights == DType::kInt4) {
-      is_fine &= quantize_group(group, integers + i, scales + g, offsets + g);
+    if (is_quantized(weights)) {
+      const int zero = weights == DType::kInt8 ? kInt8Zero : kInt4Zero;
+      quantize_group(group, zero, integers + i, scales + i / kQuantGroup, offsets + i / kQuantGroup);
       continue;
     }
     const int64_t bytes = (k - i < kQuantGroup ? k - i : kQuantGroup) * static_cast<int64_t>(size_of(weights));
@@ -156,8 +119,6 @@ inline void prepare_row(const RowSource& source, DType weights, const X* x, cons
       std::memcpy(out + i * 2, rounded, bytes);
     }
   }
-  const float flaw = is_fine ? 1.0f : NAN;
-  if (weights == DType::kInt4) std::memcpy(offsets + padded / kQuantGroup, &flaw, 4);
 }
 
 inline bool is_in_place(const RowSource& source, DType weights) {
@@ -166,7 +127,7 @@ inline bool is_in_place(const RowSource& source, DType weights) {
 
 inline int64_t operand_row_bytes(int64_t k, DType weights) {
   const int64_t padded = padded_k(k, weights);
-  const int64_t bytes = is_quantized(weights) ? padded + padded / kQuantGroup * 8 + 4 : k * size_of(weights);
+  const int64_t bytes = is_quantized(weights) ? padded + padded / kQuantGroup * 8 : k * size_of(weights);
   return (bytes + 63) / 64 * 64;
 }
 

@@ -10,8 +10,8 @@
 //                                A byte holds q + 128, q in -127..127; the weight is q * scale. K' = K up to 32
 //   int4      [K'/64] blocks     of two groups of 32 and the bfloat16 scales of both, [2][64]. A group is [4][64][4]
 //                                bytes; the low nibble of byte [j][row][i] holds k = 8 j + i, the high one k = 8 j + 4
-//                                + i. A nibble holds q + 8, q in -8..7; the weight is q * scale of its row and group;
-//                                scales are 2^-80..2^80 in magnitude. K' = K up to 64
+//                                + i. A nibble holds q + 8, q in -8..7; the weight is q * scale of its row and group.
+//                                K' = K up to 64
 //
 // Quantised weights are multiplied with activations in int8, one scale for 32 neighbours of a row (operand.h).
 #pragma once
@@ -29,9 +29,6 @@ constexpr int kInt4Block = 2 * kQuantGroup;
 constexpr int kInt4GroupBytes = kQuantGroup / 2 * kPanelRows;
 constexpr int kInt4BlockBytes = 2 * kInt4GroupBytes + 2 * kPanelRows * 2;
 constexpr int kInt8Zero = 128, kInt4Zero = 8;
-// Scales of int4's weights and of activations beside them stay within these powers of two, so that adding exponents
-// never leaves the range of a float.
-constexpr int kMaxInt4Power = 80, kMaxActivationPower = 40;
 
 constexpr bool is_quantized(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
 

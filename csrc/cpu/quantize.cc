@@ -17,8 +17,6 @@ namespace simplear {
 namespace {
 
 constexpr int kErrorLanes = 8;  // partial sums of a squared error, so that it can be vectorised; part of its definition
-constexpr float kMostInt4Scale = 1208925819614629174706176.0f, kLeastInt4Scale = 1.0f / kMostInt4Scale;
-static_assert(kMaxInt4Power == 80);  // 2^80
 constexpr float kFactors[] = {1.0f, 0.9375f, 1.0625f, 0.875f, 1.125f};
 
 // To the nearest integer, ties to even, for magnitudes below 2^22.
@@ -67,12 +65,11 @@ inline __attribute__((always_inline)) float quantize_group(const float* weights,
   float extreme = 0.0f;
   for (int i = kQuantGroup; i-- > 0;)
     if (std::fabs(weights[i]) == most) extreme = weights[i];
-  float best_scale = 1.0f, best_error = INFINITY;
+  float best_scale = 0.0f, best_error = INFINITY;
   for (float factor : kFactors) {
-    float scale = round_to_bf16(extreme / -8.0f * factor);
-    // A group of zeros, or of numbers that are next to nothing.
-    if (std::fabs(scale) < kLeastInt4Scale) continue;
-    if (std::fabs(scale) > kMostInt4Scale) scale = std::copysign(kMostInt4Scale, scale);
+    const float scale = round_to_bf16(extreme / -8.0f * factor);
+    // A group of zeros, or of numbers so small that their scale has no inverse.
+    if (std::fabs(scale) < 1e-37f) continue;
     float candidate[kQuantGroup];
     const float error = round_group(weights, scale, candidate);
     if (error >= best_error) continue;

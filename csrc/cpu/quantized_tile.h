@@ -5,8 +5,7 @@
 //
 // The inner sums are integers and exact, whatever instruction adds them. Stored weights are unsigned (q + zero),
 // because vpdpbusd multiplies unsigned by signed bytes; sums begin at -zero * sum_k q_x, which makes up for it. Groups
-// are added in float32, in ascending order (contract C2). With int4 xs is a power of two, and xs * ws an addition of
-// integers: multiplications would take turns with the dot products in the same units.
+// are added in float32, in ascending order (contract C2).
 #pragma once
 
 #include "cpu/gemm_tile.h"
@@ -62,11 +61,10 @@ struct QuantizedTile {
                          int64_t first_group, int64_t end_group, const A& ahead) {
     const int8_t* q[MR];
     const float* scales[MR];
-    const int32_t *exponents[MR], *offsets[MR];
+    const int32_t* offsets[MR];
     for (int r = 0; r < MR; ++r) {
       q[r] = x.integers(first_row + r);
       scales[r] = x.scales(first_row + r);
-      exponents[r] = x.exponents(first_row + r);
       offsets[r] = x.offsets(first_row + r);
     }
     Tile<MR, NV> tile;
@@ -93,14 +91,12 @@ struct QuantizedTile {
       }
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
+        const Vec scale = splat(scales[r][g]);
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) {
           const Vec dot = __builtin_convertvector(dots[r][v], Vec);
-          Vec scale;
-          if constexpr (kWeights == DType::kInt4)
-            scale = reinterpret_cast<Vec>(reinterpret_cast<VecI>(weight_scales[v]) + splat(exponents[r][g]));
-          else scale = splat(scales[r][g]);
-          tile.acc[r][v] = fma(dot, scale, tile.acc[r][v]);
+          if constexpr (kWeights == DType::kInt4) tile.acc[r][v] = fma(dot * scale, weight_scales[v], tile.acc[r][v]);
+          else tile.acc[r][v] = fma(dot, scale, tile.acc[r][v]);
         }
       }
     }
@@ -110,12 +106,6 @@ struct QuantizedTile {
       for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) tile.acc[r][v] *= load(row_scales + v * kLanes);
-    }
-    if (kWeights == DType::kInt4 && end_group * kQuantGroup == x.k) {
-#pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) tile.acc[r][v] *= splat(x.flaw(first_row + r));
     }
     tile.store_sums(sums, kPanelRows);
   }
