@@ -39,7 +39,8 @@ CHECKPOINT = "checkpoint.pt"
 class LoopConfig:
     """How long, how fast and how often. Weights and optimizer are float32; compute_dtype is what layers compute in.
 
-    optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all "but_biases".
+    optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all
+    "but_biases".
     ema_decay 0: no averages, the live weights are evaluated and saved. sharding: see parallel.py.
     max_skipped: updates in a row that may be skipped for a gradient that is not finite.
     """

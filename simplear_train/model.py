@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simplear_engine.config import ModelConfig
 
-
-PLAIN_ATTENTION = 256  # positions of a row up to which all scores are stored: 1 MB for four heads
+PLAIN_ATTENTION = 256  # positions of a row up to which all scores are stored: 1 MB a sample for four heads
 
 
 class RMSNorm(nn.Module):

@@ -1,8 +1,9 @@
 """Which optimizer steps which parameter.
 
 "adamw" steps all of them. "muon" steps the matrices of the layers by Muon (Jordan et al. 2024), whose update is the
-momentum with all singular values made one, and leaves the table of embeddings, the head, norms and biases to AdamW. Updates are
-scaled to AdamW's usual size (Liu et al. 2025), so that one learning rate serves both; it may be two to five times AdamW's.
+momentum with all singular values made one, and leaves the table of embeddings, the head, norms and biases to AdamW.
+Updates are scaled to AdamW's usual size (Liu et al. 2025), so that one learning rate serves both; it may be two to five
+times AdamW's.
 """
 
 import torch
