@@ -290,6 +290,29 @@ def test_closing_ends_requests_in_flight_and_refuses_new_ones(tiny_checkpoint):
     assert picture.pil.size == (32, 32), "an image outlives its engine"
 
 
+def test_a_call_that_is_half_submitted_when_the_engine_closes_is_cancelled(tiny_checkpoint):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+
+    class ClosesAtTheThirdRequest:
+        def __init__(self, core):
+            self.core, self.num_submitted = core, 0
+
+        def __getattr__(self, name):
+            return getattr(self.core, name)
+
+        def submit(self, request):
+            self.num_submitted += 1
+            if self.num_submitted == 3:
+                engine.close()
+            self.core.submit(request)
+
+    engine._core = ClosesAtTheThirdRequest(engine._core)
+    with pytest.raises(CancelledError, match="the engine was closed"):
+        engine.generate(**SMALL, num_images=4)
+    with pytest.raises(InvalidRequestError, match="closed"):
+        engine.generate(**SMALL)
+
+
 def test_engine_that_is_only_dropped_does_not_keep_the_process_alive(tiny_checkpoint):
     code = f"""
 from simplear_engine import Engine

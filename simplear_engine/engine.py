@@ -21,7 +21,7 @@ from simplear_engine.engine_options import (
     open_image_tokenizer,
     positive,
 )
-from simplear_engine.errors import CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
+from simplear_engine.errors import CancelledError, CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
 from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.sampling import MAX_DRAFT_WINDOW, Sampling, check_ids, check_sampling
 
@@ -186,6 +186,7 @@ class Engine:
         self._runner = backend.runner(
             self._program, step, self._activations.logits.storage, self._history, model.visual_offset
         )
+        self._is_closing = False
         self._core = _C.Engine(
             plan=plan,
             runner=self._runner,
@@ -339,6 +340,7 @@ class Engine:
         """Ends the engine's threads; requests in flight end with CancelledError. May be called twice."""
         core = getattr(self, "_core", None)
         if core is not None and os.getpid() == self._pid:
+            self._is_closing = True
             core.stop()
             if self._pixels is not None:
                 self._pixels.close()
@@ -410,6 +412,11 @@ class Engine:
                         if not done:
                             raise
                         break
+                    except InvalidRequestError:
+                        # Closed when a part of this call was in already: the call is in flight, and not invalid.
+                        if self._is_closing and waiting[0][0] > 0:
+                            raise CancelledError("the engine was closed") from None
+                        raise
                     done.append(waiting.popleft())
                 index, request = done[0]
                 self._wait([request], total, on_progress, requests)
