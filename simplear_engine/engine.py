@@ -21,7 +21,13 @@ from simplear_engine.engine_options import (
     open_image_tokenizer,
     positive,
 )
-from simplear_engine.errors import CancelledError, CheckpointError, InvalidRequestError, QueueFullError, UnsupportedError
+from simplear_engine.errors import (
+    CancelledError,
+    CheckpointError,
+    InvalidRequestError,
+    QueueFullError,
+    UnsupportedError,
+)
 from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.sampling import MAX_DRAFT_WINDOW, Sampling, check_ids, check_sampling
 
