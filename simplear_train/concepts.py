@@ -2,8 +2,10 @@
 
 A line holds the noun, its plural, other words that people use for it, and the icons that show it. Icons were chosen
 by eye: an icon is here when somebody who does not know the name would still say the noun. No flags, no people, no
-logos. `recolour` names the icon whose main hue may be replaced ("a blue car"); concepts without one are only ever
-drawn in their own colours, so that "a blue banana" is a request the model has never been promised to meet.
+logos. `recolour` names the icon whose main hue may be replaced ("a blue car"); concepts without one are drawn in their
+own colours, so that "a blue banana" is a request the model has never been promised to meet. `tint` is such an icon, too,
+but only the widest scenes show it in other hues and nobody asks for it: what it is for is that a model meets a hue on
+more shapes than those it is asked for.
 
 The list is short because a small tokenizer has to know every sprite by heart: each further one takes training time
 from all others. Thin icons, pale ones and look-alikes were left out first.
@@ -21,13 +23,14 @@ class Concept:
     synonyms: tuple[str, ...]
     icons: tuple[str, ...]  # "noto:cat-face" or "fluent:cat"
     recolour: str | None = None
+    tint: str | None = None
 
     @property
     def is_mass(self) -> bool:
         return self.plural == self.noun
 
 
-# noun | plural ("+" = regular, "=" = no plural) | synonyms | icons, "*" marks the one that may be recoloured
+# noun | plural ("+" = regular, "=" = no plural) | synonyms | icons, "*" marks the one that may be recoloured, "~" the one that may be tinted
 _TABLE = """
 cat          | +            | kitty, kitten            | noto:cat-face
 dog          | +            | puppy                    | noto:dog-face
@@ -42,12 +45,12 @@ lion         | +            |                          | noto:lion
 tiger        | +            |                          | noto:tiger-face
 monkey       | +            | ape                      | noto:monkey-face
 elephant     | +            |                          | noto:elephant
-frog         | +            | toad                     | noto:frog
+frog         | +            | toad                     | noto:frog~
 turtle       | +            | tortoise                 | noto:turtle
 dinosaur     | +            |                          | noto:sauropod
-whale        | +            |                          | noto:spouting-whale
+whale        | +            |                          | noto:spouting-whale~
 fish         | =            |                          | fluent:fish*
-crab         | +            |                          | fluent:crab
+crab         | +            |                          | fluent:crab~
 butterfly    | butterflies  |                          | noto:butterfly*
 bee          | +            | honeybee                 | noto:honeybee
 ladybug      | +            | ladybird, beetle         | fluent:lady-beetle
@@ -70,7 +73,7 @@ pineapple    | +            |                          | noto:pineapple
 tomato       | tomatoes     |                          | noto:tomato
 carrot       | +            |                          | noto:carrot
 broccoli     | =            |                          | noto:broccoli
-mushroom     | +            | toadstool                | noto:mushroom
+mushroom     | +            | toadstool                | noto:mushroom~
 hamburger    | +            | burger, cheeseburger     | noto:hamburger
 french fries | =            | fries, chips             | noto:french-fries
 pizza        | +            | slice of pizza           | noto:pizza
@@ -78,25 +81,25 @@ hot dog      | +            | hotdog                   | noto:hot-dog
 doughnut     | +            | donut                    | noto:doughnut
 cake         | +            | birthday cake            | noto:birthday-cake
 ice cream    | =            | ice cream cone           | noto:soft-ice-cream
-teapot       | +            |                          | noto:teapot
+teapot       | +            |                          | noto:teapot~
 car          | +            | automobile               | noto:automobile*
-bus          | buses        |                          | noto:bus
+bus          | buses        |                          | noto:bus~
 truck        | +            | lorry                    | noto:delivery-truck
 train        | +            |                          | noto:train
 airplane     | +            | plane, aeroplane         | noto:airplane
 rocket       | +            | spaceship                | noto:rocket
 sailboat     | +            | boat                     | noto:sailboat
 ufo          | +            | flying saucer            | noto:flying-saucer
-couch        | couches      | sofa                     | noto:couch-and-lamp
+couch        | couches      | sofa                     | noto:couch-and-lamp~
 clock        | +            | alarm clock              | noto:alarm-clock
 book         | +            |                          | noto:closed-book*
-key          | +            |                          | noto:key
+key          | +            |                          | noto:key~
 umbrella     | +            |                          | noto:umbrella*
-backpack     | +            | school bag               | noto:backpack
+backpack     | +            | school bag               | noto:backpack~
 shirt        | +            | t-shirt                  | fluent:t-shirt*
 hat          | +            | top hat                  | noto:top-hat
 crown        | +            |                          | noto:crown
-diamond      | +            | gem                      | fluent:gem-stone
+diamond      | +            | gem                      | fluent:gem-stone~
 phone        | +            | mobile phone, smartphone | noto:mobile-phone
 television   | +            | tv                       | noto:television
 camera       | +            |                          | noto:camera
@@ -105,14 +108,14 @@ soccer ball  | +            | football                 | noto:soccer-ball
 basketball   | +            |                          | noto:basketball
 balloon      | +            |                          | noto:balloon*
 gift         | +            | present                  | noto:wrapped-gift
-guitar       | +            | electric guitar          | noto:guitar
+guitar       | +            | electric guitar          | noto:guitar~
 house        | +            | home                     | noto:house
 tree         | +            |                          | noto:deciduous-tree
 pine tree    | +            | fir tree                 | noto:evergreen-tree
 cactus       | cactuses     |                          | noto:cactus
 sunflower    | +            |                          | noto:sunflower
 rose         | +            |                          | noto:rose*
-star         | +            |                          | noto:star
+star         | +            |                          | noto:star~
 sun          | +            |                          | noto:sun
 moon         | +            | crescent moon            | noto:crescent-moon
 rainbow      | +            |                          | noto:rainbow
@@ -127,13 +130,14 @@ pumpkin      | +            | jack-o-lantern           | noto:jack-o-lantern
 
 def _parse(line: str) -> Concept:
     noun, plural, synonyms, icons = (part.strip() for part in line.split("|"))
-    starred = [icon for icon in icons.split() if icon.endswith("*")]
+    marked = {icon[-1]: icon[:-1] for icon in icons.split() if icon[-1] in "*~"}
     return Concept(
         noun=noun,
         plural={"+": noun + "s", "=": noun}.get(plural, plural),
         synonyms=tuple(word.strip() for word in synonyms.split(",") if word.strip()),
-        icons=tuple(icon.rstrip("*") for icon in icons.split()),
-        recolour=starred[0].rstrip("*") if starred else None,
+        icons=tuple(icon.rstrip("*~") for icon in icons.split()),
+        recolour=marked.get("*"),
+        tint=marked.get("~"),
     )
 
 
@@ -149,3 +153,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (275, 0.8, 0.9),
     "pink": (330, 0.55, 1.15),
 }
+
+# Hues between those of COLOURS. Only the widest scenes show them; no prompt of EmojiEval asks for one.
+FURTHER_HUES: dict[str, tuple[float, float, float]] = {
+    "lime": (85, 1.0, 1.05),
+    "turquoise": (178, 0.95, 0.95),
+    "indigo": (245, 0.95, 0.95),
+    "magenta": (305, 0.9, 1.0),
+}
+HUES = {**COLOURS, **FURTHER_HUES}

@@ -1,7 +1,7 @@
 """Pictures of emoji with captions that are true by construction.
 
     python -m simplear_train.emoji_scenes --sheet scenes.png                           64 scenes and their captions
-    python -m simplear_train.emoji_scenes --kinds balanced --prompts prompts.txt       captions alone, for reinforcement
+    python -m simplear_train.emoji_scenes --kinds wide --prompts prompts.txt           captions alone, for reinforcement
 
 Scene number `index` of a stream `seed` is a pure function of the two, so nothing is stored: every stage renders what
 it needs (about 2,000 scenes/s on one core). A scene is its facts, the picture is drawn from the facts, and so is
@@ -18,11 +18,12 @@ pairs of two coloured things. Which ones follows from a hash of the words.
 import argparse
 import zlib
 from dataclasses import dataclass, replace
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
 
-from .concepts import COLOURS, CONCEPTS, Concept
+from .concepts import COLOURS, CONCEPTS, HUES, Concept
 from .sprites import DEFAULT_CACHE, Sprites, emoji_words, load_sprites
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -42,9 +43,15 @@ COUNT_LAYOUTS = {
 }
 
 
-# What a stream shows, by share. Pretraining learns the things; fine-tuning dwells on how they combine.
+# What a stream shows, by share. Pretraining learns the things; fine-tuning dwells on how they combine. The wide stream
+# is there against learning by heart: with groups ("two cats and a dog") everything stands everywhere beside everything,
+# so that a count is no picture of its own, and further hues on further things fill the gaps between the colours.
 PRETRAINING_KINDS = {"single": 0.46, "colour": 0.14, "count": 0.15, "pair": 0.25}
 BALANCED_KINDS = {"single": 0.12, "colour": 0.10, "count": 0.22, "pair": 0.36, "attribution": 0.20}
+WIDE_KINDS = {
+    "single": 0.10, "colour": 0.08, "tint": 0.10, "count": 0.18, "pair": 0.22, "attribution": 0.12, "group": 0.20,
+}  # fmt: skip
+KINDS = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS, "wide": WIDE_KINDS}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    kind: str  # single, colour, count, pair, or attribution: a pair of two coloured things
+    kind: str  # single, colour, tint, count, pair, attribution (a pair of two coloured things), or group
     background: str
     objects: tuple[Placed, ...]
     relation: str | None  # of objects[0] to objects[1], for pairs: "left of" or "above"
@@ -126,7 +133,7 @@ class SceneMaker:
         background = str(rng.choice(list(BACKGROUNDS)))
         build = {
             "single": self._single, "colour": self._colour, "count": self._count, "pair": self._pair,
-            "attribution": self._attribution,
+            "attribution": self._attribution, "tint": self._tint, "group": self._group,
         }[kind]  # fmt: skip
         objects, relation = build(rng)
         facts = Scene(kind, background, tuple(objects), relation, "")
@@ -136,7 +143,10 @@ class SceneMaker:
         """A caption of the scene's facts. Scenes that differ in one fact get, from one seed, captions that differ in
         little more."""
         say = np.random.default_rng(seed)
-        words = {"single": self._say_single, "colour": self._say_single, "count": self._say_count}
+        words = {
+            "single": self._say_single, "colour": self._say_single, "tint": self._say_single, "count": self._say_count,
+            "group": self._say_group,
+        }  # fmt: skip
         caption = words.get(scene.kind, self._say_pair)(say, scene)
         if say.random() < 0.10:
             shade = say.choice(["", "light "]) if scene.background != "white" else ""
@@ -190,12 +200,48 @@ class SceneMaker:
     def _attribution(self, rng):
         return self._pair(rng, coloured=True)
 
-    def _draw(self, rng, coloured: bool = False, countable: bool = False) -> Concept:
-        fitting = [c for c in self.concepts if (c.recolour or not coloured) and not (countable and c.is_mass)]
+    def _tint(self, rng):
+        concept = self._draw(rng, tinted=True)
+        return [self._large(rng, concept.noun, concept.recolour or concept.tint, self._draw_hue(rng, concept))], None
+
+    def _group(self, rng):
+        """Three or four things of two or more concepts, equal ones next to each other in reading order."""
+        while True:
+            places = COUNT_LAYOUTS[int(rng.integers(3, 5))]
+            cuts = np.sort(rng.choice(np.arange(1, len(places)), int(rng.integers(1, len(places))), replace=False))
+            counts = np.diff([0, *cuts, len(places)])
+            concepts = [self._draw(rng, countable=count > 1) for count in counts]
+            nouns = [c.noun for c in concepts]
+            if len(set(nouns)) < len(nouns):
+                continue
+            if any(is_held_out(a, b) for a in nouns for b in nouns if a != b):
+                continue
+            if any(count > 1 and is_held_out_count(noun, int(count)) for noun, count in zip(nouns, counts)):
+                continue
+            hues = [self._draw_hue(rng, c) if (c.recolour or c.tint) and rng.random() < 0.4 else None for c in concepts]
+            coloured = [(noun, hue) for noun, hue in zip(nouns, hues) if hue]
+            if not any(is_held_out_attribution(both) for both in combinations(coloured, 2)):
+                break
+        which = np.repeat(np.arange(len(counts)), counts)
+        objects = []
+        for part, (x, y) in zip(which, places):
+            concept, hue = concepts[part], hues[part]
+            icon = (concept.recolour or concept.tint) if hue else concept.icons[0]
+            objects.append(Placed(concept.noun, icon, hue, x, y, SMALL))
+        return objects, None
+
+    def _draw(self, rng, coloured: bool = False, countable: bool = False, tinted: bool = False) -> Concept:
+        fitting = [
+            c for c in self.concepts
+            if (c.recolour or not coloured) and (c.recolour or c.tint or not tinted) and not (countable and c.is_mass)
+        ]  # fmt: skip
         return fitting[rng.integers(len(fitting))]
 
     def _draw_colour(self, rng, concept: Concept) -> str:
         return str(rng.choice([colour for colour in COLOURS if not is_held_out_colour(concept.noun, colour)]))
+
+    def _draw_hue(self, rng, concept: Concept) -> str:
+        return str(rng.choice([hue for hue in HUES if not (concept.recolour and is_held_out_colour(concept.noun, hue))]))
 
     def _large(self, rng, noun, icon, colour) -> Placed:
         # Two thirds stand in the middle; the rest one token off in any direction.
@@ -242,6 +288,19 @@ class SceneMaker:
             caption = str(say.choice(["a picture of ", "a photo of "])) + caption
         return caption
 
+    def _say_group(self, say, scene: Scene) -> str:
+        parts = []
+        for placed, same in groupby(scene.objects, key=lambda p: replace(p, x=0, y=0)):
+            concept, count = self._concept(placed), len(list(same))
+            if count > 1:
+                colour = f"{placed.colour} " if placed.colour else ""
+                parts.append(f"{NUMBER_WORDS[count]} {colour}{concept.plural}")
+            else:
+                name = self._name(say, placed)
+                parts.append(name if concept.is_mass else with_article(name))
+        words = f"{', '.join(parts[:-1])} and {parts[-1]}"
+        return self._frame(say, words, words)
+
     def _concept(self, placed: Placed) -> Concept:
         return next(c for c in self.concepts if c.noun == placed.noun)
 
@@ -279,7 +338,7 @@ def main() -> None:
     parser.add_argument("--world", choices=sorted(WORLDS), default="default")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
+    parser.add_argument("--kinds", choices=list(KINDS), default="pretraining", help="what scenes show")
     parser.add_argument("--sheet", type=Path, help="picture to write, of 64 scenes")
     parser.add_argument("--prompts", type=Path, help="text to write, one caption a line, none twice")
     parser.add_argument("--num-prompts", type=int, default=4000)
@@ -287,8 +346,7 @@ def main() -> None:
     if not (args.sheet or args.prompts):
         parser.error("expected --sheet or --prompts")
     world = WORLDS[args.world]
-    kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
-    maker = SceneMaker(args.seed, world.image_side, args.cache_dir, world.concepts, kinds)
+    maker = SceneMaker(args.seed, world.image_side, args.cache_dir, world.concepts, KINDS[args.kinds])
     if args.sheet:
         sheet(maker, 64).save(args.sheet)
     if args.prompts:

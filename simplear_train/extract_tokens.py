@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .emoji_scenes import BALANCED_KINDS, PRETRAINING_KINDS, SceneMaker
+from .emoji_scenes import KINDS, PRETRAINING_KINDS, SceneMaker
 from .image_tokenizer import load_image_tokenizer
 from .parallel import ALONE, Share, join_peers
 from .sprites import DEFAULT_CACHE
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--num-scenes", type=int, help="instead of the world's number")
     parser.add_argument("--seed", type=int, help="of the scenes, instead of the world's")
-    parser.add_argument("--kinds", choices=["pretraining", "balanced"], default="pretraining", help="what scenes show")
+    parser.add_argument("--kinds", choices=list(KINDS), default="pretraining", help="what scenes show")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -77,8 +77,7 @@ def main() -> None:
         world = replace(world, num_scenes=args.num_scenes)
     if args.seed is not None:
         world = replace(world, seed=args.seed)
-    kinds = {"pretraining": PRETRAINING_KINDS, "balanced": BALANCED_KINDS}[args.kinds]
-    extract(world, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), kinds)
+    extract(world, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), KINDS[args.kinds])
 
 
 if __name__ == "__main__":

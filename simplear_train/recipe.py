@@ -1,6 +1,7 @@
 """All stages of a model, one after the other, each as the command that one would type.
 
     python -m simplear_train.recipe smoke --out runs/smoke        three minutes: shows that everything works
+    python -m simplear_train.recipe small --out runs/small        half an hour: stages to compare, on a third of the world
     python -m simplear_train.recipe default --out runs/default    the default model, some hours on two CPU cores
 
 A stage that was cut off goes on where it was when the recipe is started again. Needs the train extra, resvg-py and npm
@@ -22,33 +23,96 @@ from .concepts import COLOURS
 from .worlds import WORLDS
 
 
-def commands(name: str) -> list[tuple[str, list[str]]]:
-    """(module, arguments) of every stage; paths are relative to the output folder."""
-    world = ["--world", name]
-    own = ["--tokenizer", "tokenizer-run/tokenizer.safetensors"]
-    stages = [
+Command = tuple[str, list[str]]  # module, arguments; paths are relative to the output folder
+
+EMBEDDED = DEFAULT_MODEL_FOLDER / IMAGE_TOKENIZER_FOLDER / "tokenizer.safetensors"
+OWN = "tokenizer-run/tokenizer.safetensors"
+
+
+def image_tokenizer_stages(name: str) -> list[Command]:
+    tokens = "tokens" if name == "default" else "tokenizer-run/tokens"
+    return [
         ("train_tokenizer", ["--config", f"{name}-tokenizer", "--out", "tokenizer-run", "--resume"]),
-        ("extract_tokens", [*world, *own, "--out", "tokens" if name == "default" else "tokenizer-run/tokens"]),
+        ("extract_tokens", ["--world", name, "--tokenizer", OWN, "--out", tokens]),
         ("refine_decoder", ["--config", f"{name}-decoder", "--out", "decoder-run", "--resume"]),
     ]
+
+
+def scenes(name: str, kinds: str, tokenizer: str, seed: int, num_scenes: int, out: str) -> Command:
+    stream = ["--world", name, "--kinds", kinds, "--seed", str(seed), "--num-scenes", str(num_scenes)]
+    return "extract_tokens", [*stream, "--tokenizer", tokenizer, "--out", out]
+
+
+def prompts(name: str) -> Command:
+    """For reinforcement."""
+    return "emoji_scenes", ["--world", name, "--kinds", "balanced", "--seed", "2000", "--prompts", "prompts.txt"]
+
+
+def reward(name: str, words: str, image_tokenizer: str) -> Command:
+    sources = ["--tokenizer", words, "--image-tokenizer", image_tokenizer]
+    return "rewards.train_emoji_clip", ["--world", name, *sources, "--out", "reward", "--resume"]
+
+
+def language_stage(name: str, stage: str, start: str | None = None, config: str | None = None) -> Command:
+    started = ["--set", f"start={start}/model"] if start else []
+    return stage, ["--config", f"{name}-{config or stage}", *started, "--out", config or stage, "--resume"]
+
+
+def data_stages(name: str) -> list[Command]:
+    """What a model of the embedded picture tokenizer is trained on, and with."""
+    embedded = str(EMBEDDED)
     if name == "smoke":
-        # A picture tokenizer of sixty steps knows no colours: what follows would have nothing to learn.
-        embedded = str(DEFAULT_MODEL_FOLDER / IMAGE_TOKENIZER_FOLDER / "tokenizer.safetensors")
-        stages.append(("extract_tokens", [*world, "--tokenizer", embedded, "--out", "tokens"]))
-    stages.append(("pretrain", ["--config", f"{name}-pretrain", "--out", "pretrain", "--resume"]))
-    if name == "default":
-        balanced = [*world, "--kinds", "balanced"]
-        reward = ["--out", "reward", "--resume", "--tokenizer", "pretrain/model/tokenizer.json"]
-        stages += [
-            ("extract_tokens", [*balanced, *own, "--seed", "1000", "--num-scenes", "100000", "--out", "sft-tokens"]),
-            ("emoji_scenes", [*balanced, "--seed", "2000", "--prompts", "prompts.txt"]),
-            ("rewards.train_emoji_clip", [*reward, "--image-tokenizer", "tokenizer/tokenizer.safetensors"]),
-        ]
+        return [("extract_tokens", ["--world", name, "--tokenizer", embedded, "--out", "tokens"])]
     return [
-        *stages,
-        ("sft", ["--config", f"{name}-sft", "--set", "start=pretrain/model", "--out", "sft", "--resume"]),
-        ("grpo", ["--config", f"{name}-grpo", "--set", "start=sft/model", "--out", "grpo", "--resume"]),
+        ("extract_tokens", ["--world", name, "--tokenizer", embedded, "--out", "tokens"]),
+        scenes(name, "wide", embedded, 3000, 24_576, "sft-tokens"),
+        prompts(name),
+        reward(name, str(DEFAULT_MODEL_FOLDER / "tokenizer.json"), embedded),
     ]
+
+
+def commands(name: str) -> list[Command]:
+    if name == "default":
+        return [
+            *image_tokenizer_stages(name),
+            language_stage(name, "pretrain"),
+            scenes(name, "balanced", OWN, 1000, 100_000, "sft-tokens"),
+            language_stage(name, "sft", "pretrain"),
+            scenes(name, "wide", OWN, 3000, 131_072, "wide-tokens"),
+            language_stage(name, "sft", "sft", "wide"),
+            prompts(name),
+            reward(name, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
+            language_stage(name, "grpo", "wide"),
+        ]  # fmt: skip
+    # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.
+    return [
+        *(image_tokenizer_stages(name) if name == "smoke" else []),
+        *data_stages(name),
+        language_stage(name, "pretrain"), language_stage(name, "sft", "pretrain"), language_stage(name, "grpo", "sft"),
+    ]  # fmt: skip
+
+
+def run_all(stages: list[Command], name: str, out: Path) -> None:
+    # Modules are found from the output folder, too, where the package is not installed.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, map(str, (Path.cwd(), os.environ.get("PYTHONPATH"))))),
+    }
+    for module, arguments in stages:
+        print(f"\n$ python -m simplear_train.{module} {' '.join(arguments)}", flush=True)
+        command = [sys.executable, "-m", f"simplear_train.{module}", *arguments]
+        ended = subprocess.run(command, cwd=out, env=environment)
+        if ended.returncode:
+            sys.exit(f"simplear_train.{module} failed; started again, the recipe goes on from here")
+        if module == "refine_decoder":
+            collect_image_tokenizer(name, out)
+
+
+def prepare(name: str, out: Path) -> None:
+    """Only what comes before the language stages, with the embedded picture tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    collect_image_tokenizer(name, out)
+    run_all(data_stages(name), name, out)
 
 
 def write_colour_prompts(path: Path, name: str) -> None:
@@ -60,7 +124,7 @@ def collect_image_tokenizer(name: str, out: Path) -> None:
     """The folder that model folders take along as vq/."""
     embedded = DEFAULT_MODEL_FOLDER / IMAGE_TOKENIZER_FOLDER
     (out / "tokenizer").mkdir(exist_ok=True)
-    source = embedded if name == "smoke" else out / "decoder-run"
+    source = out / "decoder-run" if name == "default" else embedded
     shutil.copy(source / "tokenizer.safetensors", out / "tokenizer" / "tokenizer.safetensors")
 
 
@@ -73,31 +137,20 @@ def first_and_last(log: Path, key: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=("smoke", "default"))
+    parser.add_argument("recipe", choices=("smoke", "small", "default"))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.recipe == "smoke":
         write_colour_prompts(args.out / "prompts.txt", "smoke")
-    # Modules are found from the output folder, too, where the package is not installed.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, map(str, (Path.cwd(), os.environ.get("PYTHONPATH"))))),
-    }
-    for module, arguments in commands(args.recipe):
-        print(f"\n$ python -m simplear_train.{module} {' '.join(arguments)}", flush=True)
-        command = [sys.executable, "-m", f"simplear_train.{module}", *arguments]
-        ended = subprocess.run(command, cwd=args.out, env=environment)
-        if ended.returncode:
-            sys.exit(f"simplear_train.{module} failed; started again, the recipe goes on from here")
-        if module == "refine_decoder":
-            collect_image_tokenizer(args.recipe, args.out)
+    if args.recipe == "small":
+        collect_image_tokenizer(args.recipe, args.out)
+    run_all(commands(args.recipe), args.recipe, args.out)
     print()
     failures = []
-    for run, key, sign in (
-        ("tokenizer-run", "loss", -1), ("decoder-run", "loss", -1), ("pretrain", "loss", -1), ("sft", "loss", -1),
-        ("grpo", "reward", 1),
-    ):  # fmt: skip
+    runs = [run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "wide", "grpo") if (args.out / run).exists()]
+    for run in runs:
+        key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
         first, last = first_and_last(args.out / run / "log.jsonl", key)
         print(f"{run:14} {key:7} {first:8.4f} -> {last:8.4f}")
         if sign * (last - first) <= 0:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .concepts import COLOURS, CONCEPTS
+from .concepts import CONCEPTS, HUES
 
 PACKAGES = {
     "noto": ("@iconify-json/noto@1.2.9", "iconify-json-noto-1.2.9.tgz"),
@@ -69,7 +69,7 @@ def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
     """Replace the sprite's main hue and keep its shading; other hues (an apple's leaf) and greys stay as they are."""
     from PIL import Image
 
-    target_hue, saturation_factor, value_factor = COLOURS[colour]
+    target_hue, saturation_factor, value_factor = HUES[colour]
     hsv = np.array(Image.fromarray(sprite[..., :3]).convert("HSV")).astype(np.float32)
     hue, saturation, value = hsv[..., 0] * (360 / 255), hsv[..., 1], hsv[..., 2]
     vivid = (saturation > 60) & (value > 50) & (sprite[..., 3] > 128)
@@ -87,7 +87,9 @@ def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
 def load_sprites(sides: tuple[int, ...], cache_dir: Path = DEFAULT_CACHE, concepts=CONCEPTS) -> Sprites:
     """Every sprite that scenes may use. Rasterised once, then read from one npz file."""
     wanted = [(icon, None, side) for c in concepts for icon in c.icons for side in sides]
-    wanted += [(c.recolour, colour, side) for c in concepts if c.recolour for colour in COLOURS for side in sides]
+    wanted += [
+        (icon, hue, side) for c in concepts for icon in (c.recolour, c.tint) if icon for hue in HUES for side in sides
+    ]
     path = cache_dir / f"sprites-{'-'.join(map(str, sides))}.npz"
     cached: Sprites = {}
     if path.exists():

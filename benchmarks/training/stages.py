@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""The paper's claim in small: does fine-tuning draw better than pretraining, and reinforcement better than fine-tuning?
+"""The paper's claims in small: does fine-tuning draw better than pretraining, and reinforcement better than fine-tuning?
 
-    python benchmarks/training/stages.py --runs runs/default --out runs/stages [--seeds 0,1,2] [--at-once 2]
+    python benchmarks/training/stages.py --out runs/stages [--seeds 0,1,2] [--at-once 2]
 
-`runs` is the output folder of the default recipe, of which the pretrained model, tokens, prompts and reward are used. Each
-seed fine-tunes the pretrained model and reinforces what comes out: other batches, other captions, other rollouts. EmojiEval
-judges every model with the same prompts and noise. Runs that were cut off go on where they were.
+Runs the recipe of some thirty concepts once for its data and its reward, then trains every seed through all three stages:
+other weights to begin with, other batches, other captions, other rollouts. EmojiEval judges every model with the same
+prompts and noise. Two hours on two cores; runs that were cut off go on where they were.
 
 Prints a row for each stage: mean over seeds and, for the gain over the stage before, the 95 % interval of Student's t over
-the seeds' own gains, for every task. The last line is JSON; OUT/stages.json is the same.
+the seeds' own gains, for every task; then the reward of the first and the last fifth of every seed's reinforcement.
+Writes OUT/stages.png. The last line is JSON; OUT/stages.json is the same.
 """
 
 import argparse
@@ -21,53 +22,50 @@ from pathlib import Path
 
 import numpy as np
 
+from simplear_train.recipe import first_and_last, prepare
+
+WORLD = "small"
+STAGES = ("pretrain", "sft", "grpo")
 # Half the width of a 95 % interval of a mean, in standard errors, for 2, 3, 4, 5 values (Student's t).
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def call(module: str, *arguments: str, folder: Path, threads: int) -> None:
+def call(folder: Path, threads: int, name: str, module: str, *arguments: str) -> None:
+    """Runs a module in `folder`, its output in NAME.log there."""
     command = [sys.executable, "-m", f"simplear_train.{module}", *arguments]
-    log = folder / f"{module}-{Path(arguments[-1]).name}.log"
+    log = folder / f"{name}.log"
     with log.open("a") as file:
         ended = subprocess.run(
             command, cwd=folder, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
         )
     if ended.returncode:
-        sys.exit(f"{' '.join(command)} failed; its log is {log}")
+        raise SystemExit(f"{' '.join(command)} failed; its log is {log}")
 
 
-def scores(model: Path, out: Path, threads: int) -> dict[str, float]:
-    if not (out / "scores.json").exists():
-        call("emojieval", "--model", str(model), "--out", str(out), folder=out.parent, threads=threads)
-    result = json.loads((out / "scores.json").read_text())
+def scores(model: str, out: str, folder: Path, threads: int) -> dict[str, float]:
+    path = folder / out / "scores.json"
+    if not path.exists():
+        call(folder, threads, out, "emojieval", "--world", WORLD, "--model", model, "--out", out)
+    result = json.loads(path.read_text())
     return {
         **{task: entry["score"] for task, entry in result["tasks"].items()}, "overall": result["overall"]["score"]
     }  # fmt: skip
 
 
-def train_seed(seed: int, runs: Path, out: Path, threads: int) -> list[dict[str, float]]:
-    """Scores of the fine-tuned and of the reinforced model."""
-    found = []
-    start = runs / "pretrain" / "model"
-    for stage in ("sft", "grpo"):
-        run = out / f"{stage}-{seed}"
-        settings = [f"start={start}", f"loop.seed={seed}"]
+def train_seed(seed: int, folder: Path, threads: int) -> dict[str, dict[str, float]]:
+    """Scores of the seed's model after every stage."""
+    found, start = {}, None
+    for stage in STAGES:
+        run = f"{stage}-{seed}"
+        settings = [f"loop.seed={seed}"]
+        if start:
+            settings.append(f"start={start}")
         if stage == "grpo":
             settings.append(f"rollout.threads={threads}")
-        arguments = [f"--set={setting}" for setting in settings]
-        call(
-            stage,
-            "--config",
-            f"default-{stage}",
-            *arguments,
-            "--resume",
-            "--out",
-            str(run),
-            folder=runs,
-            threads=threads,
-        )
-        start = run / "model"
-        found.append(scores(start, out / f"emojieval-{stage}-{seed}", threads))
+        changes = [f"--set={setting}" for setting in settings]
+        call(folder, threads, run, stage, "--config", f"{WORLD}-{stage}", *changes, "--resume", "--out", run)
+        start = f"{run}/model"
+        found[stage] = scores(start, f"emojieval-{run}", folder, threads)
     return found
 
 
@@ -79,38 +77,65 @@ def gain(before: list[float], after: list[float]) -> dict[str, float]:
     return {"mean": float(differences.mean()), "half_width": STUDENT.get(count, float("nan")) * error}
 
 
+def table(by_seed: list[dict[str, dict[str, float]]]) -> tuple[str, dict]:
+    """(text, gains): a line for each stage, and what stands in it."""
+    tasks = list(by_seed[0]["pretrain"])
+    lines, gains = [f"{'':10}" + "".join(f"{task:>24}" for task in tasks)], {}
+    for before, stage in zip((None, *STAGES), STAGES):
+        cells = []
+        for task in tasks:
+            values = [seed[stage][task] for seed in by_seed]
+            cell = f"{np.mean(values):.3f}"
+            if before:
+                gained = gain([seed[before][task] for seed in by_seed], values)
+                gains.setdefault(stage, {})[task] = gained
+                cell += f" ({gained['mean']:+.3f} ± {gained['half_width']:.3f})"
+            cells.append(f"{cell:>24}")
+        lines.append(f"{stage:10}" + "".join(cells))
+    return "\n".join(lines), gains
+
+
+def plot(seeds: list[int], by_seed: list, folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for seed, found in zip(seeds, by_seed):
+        left.plot(STAGES, [found[stage]["overall"] for stage in STAGES], "o-", label=f"seed {seed}")
+        rows = map(json.loads, (folder / f"grpo-{seed}" / "log.jsonl").read_text().splitlines())
+        reward = np.array([row["reward"] for row in rows if row.get("reward") is not None])
+        width = min(10, len(reward))
+        smooth = np.convolve(reward, np.ones(width) / width, "valid")
+        right.plot(np.arange(len(smooth)) + width, smooth, label=f"seed {seed}")
+    left.set(ylabel="EmojiEval, overall", ylim=(0, 1), title="after each stage")
+    right.set(xlabel="step", ylabel="reward, mean of ten steps", title="reinforcement")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(folder / "stages.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="output folder of simplear_train.recipe default")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--at-once", type=int, default=2, help="seeds that run side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    runs, out = args.runs.resolve(), args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    pretrained = scores(runs / "pretrain" / "model", out / "emojieval-pretrain", args.threads)
+    out = args.out.resolve()
+    prepare(WORLD, out)
     with ThreadPoolExecutor(args.at_once) as pool:
-        by_seed = list(pool.map(lambda seed: train_seed(seed, runs, out, args.threads), seeds))
-    stages = {
-        "pretrain": [pretrained] * len(seeds), "sft": [s[0] for s in by_seed], "grpo": [s[1] for s in by_seed],
-    }  # fmt: skip
-    result = {"seeds": seeds, "scores": stages, "gains": {}}
-    tasks, before = list(pretrained), None
-    print(f"{'':10}" + "".join(f"{task:>24}" for task in tasks))
-    for stage, found in stages.items():
-        cells = []
-        for task in tasks:
-            values = [scored[task] for scored in found]
-            cell = f"{np.mean(values):.3f}"
-            if before is not None:
-                gained = gain([scored[task] for scored in before], values)
-                result["gains"].setdefault(stage, {})[task] = gained
-                cell += f" ({gained['mean']:+.3f} ± {gained['half_width']:.3f})"
-            cells.append(f"{cell:>24}")
-        print(f"{stage:10}" + "".join(cells))
-        before = found
+        by_seed = list(pool.map(lambda seed: train_seed(seed, out, args.threads), seeds))
+    text, gains = table(by_seed)
+    print(text)
+    rewards = [first_and_last(out / f"grpo-{seed}" / "log.jsonl", "reward") for seed in seeds]
+    for seed, (first, last) in zip(seeds, rewards):
+        print(f"seed {seed}: reward {first:.3f} -> {last:.3f}")
+    plot(seeds, by_seed, out)
+    result = {"seeds": seeds, "scores": by_seed, "gains": gains, "rewards": rewards}
     (out / "stages.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 

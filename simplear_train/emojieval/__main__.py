@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..contact_sheet import sheet
+from ..worlds import WORLDS
 from .records import TASKS, evaluation_records
 from .rules import judge
 from .score import scores
@@ -84,7 +85,7 @@ def write_pictures(out: Path, records: list[dict], images: np.ndarray) -> None:
 
 def evaluate(
     model: str, out: Path, seed: int = 0, keep_pictures: bool = False, dtype: str = "auto", held_out: bool = True,
-    **sampling,
+    world: str = "default", **sampling,
 ) -> dict:  # fmt: skip
     """The contents of scores.json. `sampling` goes to Engine.generate; None stands for the model's own default."""
     from simplear_engine import Engine
@@ -92,7 +93,7 @@ def evaluate(
 
     from .detector import SIDE, WEIGHTS, load_detector
 
-    records, detector = evaluation_records(held_out), load_detector()
+    records, detector = evaluation_records(held_out, WORLDS[world].concepts), load_detector()
     out.mkdir(parents=True, exist_ok=True)
     with Engine.from_pretrained(model, dtype=dtype) as engine:
         images = draw(engine, records, seed, height=SIDE, width=SIDE, **sampling)
@@ -122,6 +123,7 @@ def evaluate(
         "model": model,
         "dtype": dtype,
         "held_out": held_out,
+        "world": world,
         "seed": seed,
         "pictures_per_prompt": PICTURES_PER_PROMPT,
         "sampling": {**defaults, "temperature": 1.0, **{k: v for k, v in sampling.items() if v is not None}},
@@ -152,10 +154,11 @@ def main() -> None:
         "--dtype", default="auto", help="what the engine rounds weights to: float32, bfloat16, int8, int4"
     )
     parser.add_argument("--seen", action="store_true", help="ask for facts that training shows, to compare with")
+    parser.add_argument("--world", choices=list(WORLDS), default="default", help="whose concepts are asked for")
     parser.add_argument("--keep-pictures", action="store_true", help="also write 00000/samples/0000.png and so on")
     args = parser.parse_args()
     result = evaluate(
-        args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen,
+        args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen, args.world,
         guidance_scale=args.guidance_scale, top_k=args.top_k,
     )  # fmt: skip
     for task, entry in (*result["tasks"].items(), ("overall", result["overall"])):

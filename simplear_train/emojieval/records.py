@@ -7,7 +7,7 @@
 `position` names a relation to another entry of `include`; `color` is a colour's name; `exclude` holds classes and
 counts that must not be reached. Apart from the single objects, which have to be known, every prompt states a fact
 that emoji_scenes holds out: no scene of any stream shows it. With `held_out` false it states one that scenes do show; the
-difference between the two is what a model has learnt by heart.
+difference between the two is what a model has learnt by heart. A model of a smaller world is asked for its concepts only.
 """
 
 from itertools import combinations, permutations
@@ -41,11 +41,11 @@ def record(tag: str, words: str, include: list[dict], exclude: list[dict] | None
     return {**entry, "prompt": f"a photo of {words}"}
 
 
-def single_object(held_out: bool) -> list[dict]:
-    return [record("single_object", phrase(c), [{"class": c.noun, "count": 1}]) for c in CONCEPTS]
+def single_object(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
+    return [record("single_object", phrase(c), [{"class": c.noun, "count": 1}]) for c in concepts]
 
 
-def two_object(held_out: bool) -> list[dict]:
+def two_object(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
     """Neither of the two orders is ever seen, or both are."""
     return [
         record(
@@ -53,12 +53,12 @@ def two_object(held_out: bool) -> list[dict]:
             f"{phrase(a)} and {phrase(b)}",
             [{"class": a.noun, "count": 1}, {"class": b.noun, "count": 1}],
         )
-        for a, b in combinations(CONCEPTS, 2)
+        for a, b in combinations(concepts, 2)
         if is_held_out(a.noun, b.noun) == is_held_out(b.noun, a.noun) == held_out
     ]
 
 
-def counting(held_out: bool) -> list[dict]:
+def counting(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
     return [
         record(
             "counting",
@@ -66,24 +66,24 @@ def counting(held_out: bool) -> list[dict]:
             [{"class": concept.noun, "count": count}],
             [{"class": concept.noun, "count": count + 1}],
         )
-        for concept in CONCEPTS
+        for concept in concepts
         for count, word in NUMBER_WORDS.items()
         if not concept.is_mass and is_held_out_count(concept.noun, count) == held_out
     ]
 
 
-def colors(held_out: bool) -> list[dict]:
+def colors(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
     return [
         record("colors", phrase(concept, colour), [{"class": concept.noun, "count": 1, "color": colour}])
-        for concept in CONCEPTS
+        for concept in concepts
         for colour in COLOURS
         if concept.recolour and is_held_out_colour(concept.noun, colour) == held_out
     ]
 
 
-def position(held_out: bool) -> list[dict]:
+def position(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
     records = []
-    for a, b in permutations(CONCEPTS, 2):
+    for a, b in permutations(concepts, 2):
         if is_held_out(a.noun, b.noun) != held_out:
             continue
         for relation in ("left of", "above"):
@@ -95,10 +95,10 @@ def position(held_out: bool) -> list[dict]:
     return records
 
 
-def color_attr(held_out: bool) -> list[dict]:
+def color_attr(held_out: bool, concepts: tuple[Concept, ...]) -> list[dict]:
     coloured = [
         (concept, colour)
-        for concept in CONCEPTS
+        for concept in concepts
         for colour in COLOURS
         if concept.recolour and not is_held_out_colour(concept.noun, colour)
     ]
@@ -115,11 +115,11 @@ def color_attr(held_out: bool) -> list[dict]:
     ]
 
 
-def evaluation_records(held_out: bool = True) -> list[dict]:
+def evaluation_records(held_out: bool = True, concepts: tuple[Concept, ...] = CONCEPTS) -> list[dict]:
     """The same list on every call: six tasks in the order of TASKS."""
     records = []
     for task in (single_object, two_object, counting, colors, position, color_attr):
-        every = task(held_out)
+        every = task(held_out, concepts)
         if task is not single_object and len(every) > MAX_PER_TASK:
             chosen = np.random.default_rng(0).choice(len(every), MAX_PER_TASK, replace=False)
             every = [every[i] for i in sorted(chosen)]

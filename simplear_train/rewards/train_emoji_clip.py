@@ -28,6 +28,7 @@ from ..image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ..loop import Loop, LoopConfig
 from ..parallel import Share, join_peers
 from ..sprites import DEFAULT_CACHE
+from ..worlds import WORLDS
 from .emoji_clip import ClipConfig, EmojiClip
 
 SEED = 88_000
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument(
         "--image-tokenizer", type=Path, help="picture tokenizer to look through; without it, clean scenes"
     )
+    parser.add_argument("--world", choices=list(WORLDS), default="default", help="whose concepts it tells apart")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if it has one")
@@ -184,7 +186,8 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
     model = EmojiClip(ClipConfig(tokenizer.get_vocab_size()), tokenizer).to(args.device)
     glasses = load_image_tokenizer(args.image_tokenizer).to(args.device) if args.image_tokenizer else None
-    pairs = Pairs(SceneMaker(SEED, 128, args.cache_dir, kinds=BALANCED_KINDS), glasses, args.device)
+    maker = SceneMaker(SEED, 128, args.cache_dir, WORLDS[args.world].concepts, BALANCED_KINDS)
+    pairs = Pairs(maker, glasses, args.device)
     loop = LoopConfig(
         steps=args.steps, learning_rate=1.5e-3, schedule="cosine", min_learning_rate=1e-5, warmup_steps=30,
         weight_decay=0.05, beta2=0.98, validate_every=200, save_every=50,
