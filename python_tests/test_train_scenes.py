@@ -1,14 +1,26 @@
 """Captions say what the facts say, and the picture shows it. Needs the fetched art only for the pixel tests."""
 
 import re
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 
 pytest.importorskip("PIL")
 
-from simplear_train.concepts import COLOURS, CONCEPTS
-from simplear_train.emoji_scenes import BACKGROUNDS, BALANCED_KINDS, SceneMaker, is_held_out, render
+from simplear_train.concepts import COLOURS, CONCEPTS, HUES
+from simplear_train.emoji_scenes import (
+    BACKGROUNDS,
+    BALANCED_KINDS,
+    KINDS,
+    SceneMaker,
+    is_held_out,
+    is_held_out_attribution,
+    is_held_out_colour,
+    is_held_out_count,
+    render,
+)
+from simplear_train.worlds import WORLDS
 
 
 class FakeSprites(dict):
@@ -33,7 +45,14 @@ def names_of(noun: str) -> list[str]:
     return [concept.noun, concept.plural, *concept.synonyms, *icon_labels]
 
 
-def test_captions_name_every_object_colour_and_number(maker):
+def is_asked(noun: str) -> bool:
+    """Whether EmojiEval may ask for the noun in a colour."""
+    return any(c.noun == noun and c.recolour for c in CONCEPTS)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_captions_name_every_object_colour_and_number(maker, kinds):
+    maker.kinds = KINDS[kinds]
     numbers = {2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
     for index in range(2000):
         scene = maker.scene(index)
@@ -77,6 +96,58 @@ def test_held_out_pairs_never_appear(maker):
     assert not any(is_held_out(s.objects[0].noun, s.objects[1].noun) for s in scenes)
     share = np.mean([is_held_out(a.noun, b.noun) for a in CONCEPTS for b in CONCEPTS])
     assert 0.08 < share < 0.12
+
+
+def test_groups_say_how_many_there_are_of_each_in_reading_order(maker):
+    count_of = {"a": 1, "an": 1, "two": 2, "three": 3}
+    for index in range(500):
+        scene = maker.scene(index, kind="group")
+        places = [(p.y, p.x) for p in scene.objects]
+        assert places == sorted(places) and len(places) in (3, 4)
+        words = re.sub(
+            r"^(a photo|a picture|an image|a drawing) of |( on a .*background)?\.?$", "", scene.caption.lower()
+        )
+        parts = re.split(r", | and ", words)
+        counts = [count_of.get(part.split()[0], 1) for part in parts]  # "fries" and the like go without an article
+        nouns = [p.noun for p in scene.objects]
+        assert len(parts) == len(set(nouns)) >= 2
+        assert [noun for noun, n in zip(dict.fromkeys(nouns), counts) for _ in range(n)] == nouns, scene
+        for part, noun in zip(parts, dict.fromkeys(nouns)):
+            assert any(name in part for name in names_of(noun)), scene
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_nothing_held_out_is_ever_shown(maker, kinds):
+    maker.kinds = KINDS[kinds]
+    for index in range(3000):
+        scene = maker.scene(index)
+        numbers = {p.noun: sum(q.noun == p.noun for q in scene.objects) for p in scene.objects}
+        assert not any(n > 1 and is_held_out_count(noun, n) for noun, n in numbers.items()), scene
+        assert not any(p.colour and is_asked(p.noun) and is_held_out_colour(p.noun, p.colour) for p in scene.objects)
+        coloured = sorted({(p.noun, p.colour) for p in scene.objects if p.colour})
+        for a, b in combinations(coloured, 2):
+            assert a[0] == b[0] or not is_held_out_attribution((a, b)), scene
+        for a, b in permutations(scene.objects, 2):
+            if a.noun != b.noun and (a.x + a.size <= b.x or a.y + a.size <= b.y):
+                assert not is_held_out(a.noun, b.noun), scene
+
+
+def test_further_hues_are_for_wide_scenes_only(maker):
+    for kinds in ("pretraining", "balanced"):
+        maker.kinds = KINDS[kinds]
+        assert all(p.colour in (None, *COLOURS) for i in range(1000) for p in maker.scene(i).objects)
+    tinted = [maker.scene(i, kind="tint").objects[0] for i in range(1000)]
+    assert {p.colour for p in tinted} == set(HUES)
+    assert not any(is_asked(p.noun) and is_held_out_colour(p.noun, p.colour) for p in tinted)
+
+
+def test_a_small_world_can_be_asked_for_every_task():
+    from simplear_train.emojieval.records import TASKS, evaluation_records
+
+    asked = evaluation_records(concepts=WORLDS["small"].concepts)
+    nouns = {c.noun for c in WORLDS["small"].concepts}
+    assert {r["tag"] for r in asked} == set(TASKS)
+    assert all(entry["class"] in nouns for r in asked for entry in r["include"])
 
 
 def test_balanced_scenes_dwell_on_combinations(maker):

@@ -241,7 +241,9 @@ class SceneMaker:
         return str(rng.choice([colour for colour in COLOURS if not is_held_out_colour(concept.noun, colour)]))
 
     def _draw_hue(self, rng, concept: Concept) -> str:
-        return str(rng.choice([hue for hue in HUES if not (concept.recolour and is_held_out_colour(concept.noun, hue))]))
+        return str(
+            rng.choice([hue for hue in HUES if not (concept.recolour and is_held_out_colour(concept.noun, hue))])
+        )
 
     def _large(self, rng, noun, icon, colour) -> Placed:
         # Two thirds stand in the middle; the rest one token off in any direction.

@@ -148,7 +148,9 @@ def main() -> None:
     run_all(commands(args.recipe), args.recipe, args.out)
     print()
     failures = []
-    runs = [run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "wide", "grpo") if (args.out / run).exists()]
+    runs = [
+        run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "wide", "grpo") if (args.out / run).exists()
+    ]
     for run in runs:
         key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
         first, last = first_and_last(args.out / run / "log.jsonl", key)

@@ -21,7 +21,9 @@ from .model_folder import from_folder, save_weights
 from .sprites import PACKAGES
 
 SIZE_LIMIT = 16_000_000  # bytes: the folder lives in the repository
-GUIDANCE_SCALE = 1.4  # chosen with nearest_scene.py, as is TOP_K, for the first default model; EmojiEval prefers it to none
+GUIDANCE_SCALE = (
+    1.4  # chosen with nearest_scene.py, as is TOP_K, for the first default model; EmojiEval prefers it to none
+)
 TOP_K = 2
 
 NOTICE = """\
