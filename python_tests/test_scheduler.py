@@ -411,3 +411,40 @@ def test_one_interrupted_step_does_not_close_windows():
                 pass
         steps.append(len(r.accepted_lens))
     assert steps[1] <= steps[0] + 3
+
+
+def test_relaxed_drafts_stay_one_lattice_step_from_what_was_drawn():
+    levels = [5, 6]
+
+    def distance(code, other):
+        return abs(code % 5 - other % 5) + abs(code // 5 - other // 5)
+
+    changed, steps = 0, {}
+    for seed in range(8):
+        for relaxed in ([], levels):
+            engine = FakeEngine(max_tokens=32)
+            r = request([1], [2], 40, seed, draft_window=6)
+            r.relaxed_levels = relaxed
+            engine.scheduler.enqueue(r)
+            engine.run()
+            steps[seed, bool(relaxed)] = len(r.accepted_lens)
+            if not relaxed:
+                assert list(r.codes) == expected_codes(r)
+                continue
+            history = list(r.prompt)
+            for i, (code, log_prob) in enumerate(zip(r.codes, r.log_probs, strict=True)):
+                drawn = drawn_code(seed, i, history)
+                assert distance(code, drawn) <= 1
+                assert np.isnan(log_prob) if code != drawn else log_prob == -i
+                changed += code != drawn
+                history.append(code + OFFSET)
+    assert changed > 20
+    assert sum(steps[seed, True] for seed in range(8)) < 0.8 * sum(steps[seed, False] for seed in range(8))
+
+
+def test_relaxed_levels_have_digits():
+    engine = FakeEngine()
+    r = request([1], [2], 4)
+    r.relaxed_levels = [5, 0]
+    with pytest.raises(InvalidRequestError, match="relaxed_levels"):
+        engine.scheduler.enqueue(r)

@@ -7,7 +7,7 @@ import pytest
 
 from simplear_engine import Engine
 from simplear_engine.config import ModelConfig
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -164,7 +164,7 @@ def test_windows_prompts_and_cancellations_mix_in_one_step():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"speculation": "magic"}, 'speculation: expected None, "auto" or "jacobi", got \'magic\''),
+        ({"speculation": "magic"}, "speculation: expected one of None, 'auto', 'jacobi', 'neighbours', got 'magic'"),
         ({"draft_window": 4}, "draft_window: expected None where speculation is None"),
         ({"speculation": "jacobi", "draft_window": 65}, "draft_window: expected an integer in 1..64, got 65"),
         (
@@ -177,3 +177,29 @@ def test_windows_prompts_and_cancellations_mix_in_one_step():
 def test_impossible_speculation_is_refused(options, message):
     with make_engine() as engine, pytest.raises(InvalidRequestError, match=message):
         draw(engine, **options)
+
+
+def test_inexact_pictures_say_so(tmp_path):
+    from PIL import Image
+
+    options = {"seed": 3, "num_images": 6, "draft_window": 16}
+    with Engine.from_pretrained("default", max_pairs=1) as engine:
+        exact = engine.generate("a red apple", speculation="jacobi", draft_source="left", **options)
+        near, again = (engine.generate("a red apple", speculation="neighbours", **options) for _ in range(2))
+    assert all(image.inexact is None for image in exact) and all(image.inexact == "neighbours" for image in near)
+    # Alone, and with guesses of the picture's own, the same seed still draws the same.
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(near, again, strict=True))
+    exact_steps, near_steps = (sum(len(image.accepted_lens) for image in images) for images in (exact, near))
+    assert near_steps < exact_steps
+    assert all(np.isfinite(image.log_probs).all() for image in exact)
+    assert sum(np.isnan(image.log_probs).any() for image in near) > 3
+    for image, inexact in ((exact[0], False), (near[0], True)):
+        image.save(tmp_path / "picture.png")
+        with Image.open(tmp_path / "picture.png") as png:
+            assert ("Speculation: neighbours (inexact)" in png.text["parameters"]) == inexact
+            assert ('"inexact": "neighbours"' in png.text["simplear"]) == inexact
+
+
+def test_inexact_speculation_needs_to_know_what_codes_stand_for():
+    with make_engine() as engine, pytest.raises(UnsupportedError, match="neighbours.*image tokenizer"):
+        draw(engine, speculation="neighbours")

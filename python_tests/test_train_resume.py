@@ -18,7 +18,7 @@ from simplear_train.config_file import config_path, read_config
 from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.next_token import DataConfig, SourceConfig
-from simplear_train.optimizers import optimizers_for
+from simplear_train.optimizers import Muon, optimizers_for, orthogonalised
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
 from simplear_train.token_shards import ShardWriter
@@ -71,6 +71,42 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread, o
     assert_equal_states(straight, halved)
     assert losses_of(tmp_path / "halved") == losses_of(tmp_path / "straight")
     assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
+
+
+def test_muon_makes_singular_values_one_and_keeps_the_singular_vectors():
+    torch.manual_seed(0)
+    for shape in ((3, 24, 24), (1, 24, 40), (2, 40, 24)):
+        u, _, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        # Longest over shortest is 10; a direction much shorter than the longest would need more iterations.
+        matrices = u @ torch.diag_embed(torch.linspace(1, 0.1, min(shape[1:])).expand(len(u), -1)) @ vh
+        made = orthogonalised(matrices, torch.float32)
+        values = torch.linalg.svdvals(made)
+        assert values.min() > 0.6 and values.max() < 1.3
+        # With the singular vectors of the matrix itself, what was made is diagonal.
+        between = u.mT @ made @ vh.mT
+        assert (between - torch.diag_embed(between.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
+    # bfloat16 rounds, no more.
+    assert (orthogonalised(matrices, torch.bfloat16) - made).abs().max() < 0.03
+
+
+def test_muon_is_that_of_torch():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch is older than its Muon")
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((16, 16), (16, 16), (24, 16), (16, 24))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = (
+        Muon(ours, 1e-2, 0.05),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    # Five updates of up to 0.01 each; theirs are rounded to bfloat16.
+    assert max((p - q).abs().max() for p, q in zip(ours, theirs)) < 5e-4
 
 
 def test_muon_steps_the_layers_matrices_alone_and_needs_them_whole(tmp_path):

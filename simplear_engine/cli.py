@@ -84,7 +84,7 @@ def generate(options) -> int:
             )
         told = _save_all(images, path)
     print(f"{told}  {time.perf_counter() - started:.2f} s")
-    if options.speculation in ("auto", "jacobi"):
+    if options.speculation in ("auto", "jacobi", "neighbours"):
         print(_speculation_report(images))
     return 0
 
@@ -253,9 +253,10 @@ def _add_generate(commands) -> None:
     )
     command.add_argument(
         "--speculation",
-        choices=["auto", "jacobi", "none"],
+        choices=["auto", "jacobi", "neighbours", "none"],
         help="guess codes ahead and verify several in a step: fewer steps, same pictures; auto: as many as pay (what the "
-        "engine does anyway), jacobi: always --draft-window; both say afterwards how often guesses were right",
+        "engine does anyway), jacobi: always --draft-window, neighbours: keep near misses, too, which changes the picture; "
+        "all say afterwards how often guesses were right",
     )
     command.add_argument(
         "--draft-window",

@@ -17,7 +17,9 @@ class GeneratedImage:
     timings: seconds spent waiting ("queue"), on the prompt ("prefill"), on the codes ("decode"), and, once they were
     made, on the pixels ("pixels"). num_steps: forward steps that the image took. accepted_lens: int32, codes that each
     sampling step yielded; all ones without speculation. draft_counts: two int64 arrays by place in the draft window, how many
-    drafts were verified there and how many of those were kept; empty without speculation.
+    drafts were verified there and how many of those were kept; empty without speculation. inexact: the mode of speculation
+    that the picture depends on, None where it depends on none; log_probs are NaN where such a mode kept another code
+    than the one drawn.
     """
 
     tokens: np.ndarray
@@ -36,6 +38,7 @@ class GeneratedImage:
     num_steps: int
     accepted_lens: np.ndarray
     draft_counts: tuple[np.ndarray, np.ndarray]
+    inexact: str | None
     _pixels: Callable[[], np.ndarray] = field(repr=False)
     _pil: Any = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

@@ -10,13 +10,18 @@ import numpy as np
 
 
 class PixelDecoder:
-    """Owns one worker thread; `image_tokenizer` has prepare() and decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
+    """Owns one worker thread; `image_tokenizer` has config, prepare() and decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
 
     def __init__(self, image_tokenizer):
         self._tokenizer = image_tokenizer
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="simplear-pixels")
         # Its error, if any, is that of the first decode, which then builds anew.
         self._worker.submit(image_tokenizer.prepare)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Digits of a code, by coordinate."""
+        return self._tokenizer.config.levels
 
     def start(self, tokens: np.ndarray, timings: dict[str, float]) -> Future:
         """Begins decoding int32 [h, w]; the future yields float32 [3, H, W] and the seconds go to timings["pixels"]."""

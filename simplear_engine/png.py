@@ -57,6 +57,9 @@ def metadata_for(image) -> dict[str, str]:
         ("Top-p", _number(image.top_p)),
         ("Version", version),
     ]
+    inexact = getattr(image, "inexact", None)
+    if inexact:
+        fields.insert(-1, ("Speculation", f"{inexact} (inexact)"))
     lines = [
         _one_line(image.prompt or ""),
         f"Negative prompt: {_one_line(image.negative_prompt or '')}",
@@ -76,6 +79,8 @@ def metadata_for(image) -> dict[str, str]:
         "model": model,
         "version": version,
     }
+    if inexact:
+        exact["inexact"] = inexact
     return {"parameters": "\n".join(lines), "simplear": json.dumps(exact)}
 
 

@@ -15,13 +15,16 @@ MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
 MAX_DRAFT_WINDOW = 64
 DEFAULT_DRAFT_WINDOW = 8
+SPECULATIONS = (None, "auto", "jacobi", "neighbours")
+INEXACT = ("neighbours",)
 DRAFT_SOURCES = ("context", "left", "above", "marginal", "previous")
 
 
 @dataclass(frozen=True)
 class Sampling:
     """height, width in pixels; grid in codes; top_k None: off; seed: of the first image; draft_window 1: no drafts;
-    adapts_window: that many codes a step at most, as the engine sees fit."""
+    adapts_window: that many codes a step at most, as the engine sees fit; inexact: the mode of speculation, where it is one
+    that changes pictures."""
 
     height: int
     width: int
@@ -35,6 +38,7 @@ class Sampling:
     draft_window: int
     adapts_window: bool
     draft_source: str | None
+    inexact: str | None
 
 
 def check_sampling(
@@ -71,12 +75,14 @@ def check_sampling(
         draft_window=_draft_window(speculation, draft_window),
         adapts_window=speculation == "auto",
         draft_source=_draft_source(draft_source),
+        inexact=speculation if speculation in INEXACT else None,
     )
 
 
 def _draft_window(speculation, draft_window) -> int:
-    if speculation not in (None, "auto", "jacobi"):
-        raise InvalidRequestError(f'speculation: expected None, "auto" or "jacobi", got {speculation!r:.80}')
+    if speculation not in SPECULATIONS:
+        known = ", ".join(repr(name) for name in SPECULATIONS)
+        raise InvalidRequestError(f"speculation: expected one of {known}, got {speculation!r:.80}")
     if speculation is None:
         if draft_window is not None:
             raise InvalidRequestError(

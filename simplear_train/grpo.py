@@ -39,6 +39,7 @@ from .model import Qwen2Model
 from .model_folder import ModelFolder, from_folder
 from .next_token import SampleConfig
 from .parallel import ALONE, Share, combine, shard
+from .precision import resolved
 from .rewards import RewardConfig, Scores, WeightedRewards
 from .rollout import PromptStream, Roller, Rollout, RolloutConfig, read_prompts
 from .run import main_of, run_stage
@@ -102,7 +103,7 @@ class Grpo:
         )  # fmt: skip
         self.prompts = PromptStream(read_prompts(Path(rollout.prompts)), rollout.prompts_per_step, config.loop.seed)
         self.rewards = WeightedRewards.from_configs(config.rewards, config.max_reward_failures)
-        self.roller = Roller(folder, rollout, config.loop.compute_dtype, config.loop.seed)
+        self.roller = Roller(folder, rollout, resolved(config.loop.compute_dtype, device), config.loop.seed)
         self.reference = reference
         self.negative_ids = self.roller.negative_ids
         self._report: dict[str, float] = {}
@@ -236,7 +237,7 @@ def grpo(config: GrpoConfig, out: Path, device: str, resume: bool = False, stop_
 
     def stage(share: Share) -> Grpo:
         if reference is not None and config.loop.sharding == "fsdp2":
-            shard(reference, compute_dtype(config.loop))
+            shard(reference, compute_dtype(config.loop, device))
         return Grpo(folder, reference, config, out, device, share)
 
     return run_stage(stage, folder, config, out, device, resume, stop_at)

@@ -31,13 +31,15 @@ from .checkpoint import (
 from .logs import RunLog
 from .optimizers import optimizers_for
 from .parallel import ALONE, Share, average_gradients, combine, whole
+from .precision import resolved
 
 CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how fast and how often. Weights and optimizer are float32; compute_dtype is what layers compute in.
+    """How long, how fast and how often. Weights and optimizer are float32; compute_dtype is what layers compute in,
+    "auto" bfloat16 where the device multiplies in it and float32 elsewhere.
 
     optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all
     "but_biases".
@@ -58,7 +60,7 @@ class LoopConfig:
     clip_norm: float = 1.0
     max_skipped: int = 5
     ema_decay: float = 0.0
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     sharding: Literal["none", "fsdp2"] = "none"
@@ -91,13 +93,15 @@ class Stage(Protocol):
         """Called on the first process: writes what the run is for."""
 
 
-def compute_dtype(config: LoopConfig) -> torch.dtype:
-    return torch.bfloat16 if config.compute_dtype == "bfloat16" else torch.float32
+def compute_dtype(config: LoopConfig, device: str) -> torch.dtype:
+    return getattr(torch, resolved(config.compute_dtype, device))
 
 
 def autocast(config: LoopConfig, device: str):
     """Where layers compute in less than float32."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.compute_dtype == "bfloat16")
+    return torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=compute_dtype(config, device) is torch.bfloat16
+    )
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:

@@ -20,6 +20,7 @@ from .log_probs import token_log_probs
 from .loop import LoopConfig
 from .model_folder import ModelFolder
 from .parallel import ALONE, Share
+from .precision import resolved
 from .sequences import (
     TEXT,
     VISUAL,
@@ -126,7 +127,7 @@ class NextToken:
         self.captioner = captioner
         self.held_back = TokenSet(Path(data.validation), data.verify_checksums) if data.validation else None
         self.engine: LiveEngine | None = None
-        self.compute_dtype = loop.compute_dtype
+        self.compute_dtype = resolved(loop.compute_dtype, device)
 
     def updates(self, step: int):
         mine, whole = self.data.batch(step, self.share)

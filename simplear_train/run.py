@@ -35,7 +35,7 @@ def run_stage(
         for layer in model.model.layers:
             layer.compile()
     if loop.sharding == "fsdp2":
-        shard(model, compute_dtype(loop))
+        shard(model, compute_dtype(loop, device))
     run_loop(make_stage(share), config, out, device, share, resume, stop_at)
     return out / "model"
 

@@ -91,6 +91,7 @@ void bind_engine(py::module_& m) {
             check(at != std::end(kDraftSources), ErrorKind::kInvalidRequest, "draft_source: unknown: ", name);
             r.draft_source = static_cast<DraftSource>(at - std::begin(kDraftSources));
           })
+      .def_readwrite("relaxed_levels", &Request::relaxed_levels)
       .def_readwrite("proposal", &Request::proposal)
       .def_readwrite("grid_width", &Request::grid_width)
       .def_property_readonly("accepted_lens", [](const Request& r) { return to_array(r.accepted_lens); })

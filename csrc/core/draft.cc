@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/check.h"
+#include "core/lattice.h"
 
 namespace simplear {
 namespace {
@@ -129,11 +130,14 @@ void learn_codes(const DraftState& state, int32_t count, ContextTable& table) {
     table.learn(surroundings(state, position), contexts, (*state.codes)[position]);
 }
 
-int32_t accepted_length(const std::vector<Draft>& drafts, std::span<const int32_t> drawn) {
+int32_t accepted_length(const std::vector<Draft>& drafts, std::span<const int32_t> drawn,
+                        std::span<const int32_t> relaxed_levels) {
   check(drawn.size() == drafts.size() + 1, ErrorKind::kInternal, "verification: ", drafts.size(), " drafts, ",
         drawn.size(), " drawn tokens");
   int32_t length = 1;
-  while (length <= static_cast<int32_t>(drafts.size()) && drafts[length - 1].chosen.code == drawn[length - 1]) ++length;
+  while (length <= static_cast<int32_t>(drafts.size()) &&
+         are_neighbours(drafts[length - 1].chosen.code, drawn[length - 1], relaxed_levels))
+    ++length;
   return length;
 }
 

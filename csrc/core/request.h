@@ -33,6 +33,9 @@ struct Request {
   int32_t draft_window = 1;    // image tokens drawn in one step at most: the next one, and as many guesses less one
   bool adapts_window = false;  // as many of them as the step's cost and their chances justify
   DraftSource draft_source = DraftSource::kContext;
+  // Digits of a code by coordinate, where a draft is to be kept that is merely near what was redrawn (lattice.h): the
+  // picture then depends on the drafts. Empty: drafts never change it.
+  std::vector<int32_t> relaxed_levels;
   std::vector<int32_t> proposal;  // of DraftSource::kGiven: codes in raster order
   int32_t grid_width = 0;         // image tokens in a row
   // Scoring instead of drawing: codes to force, and where their conditional logits go ([num_image_tokens, V] float32).

@@ -61,6 +61,8 @@ void Scheduler::enqueue(std::shared_ptr<Request> request) {
   for (int32_t code : r.proposal)
     check(code >= 0 && code < limits_.num_codes, invalid, "proposal: expected 0..", limits_.num_codes - 1, ", got ",
           code);
+  for (int32_t digits : r.relaxed_levels)
+    check(digits >= 1, invalid, "relaxed_levels: expected numbers of digits, got ", digits);
   check(r.draft_window >= 1, invalid, "draft_window: expected at least 1, got ", r.draft_window);
   check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
   int32_t blocks = 0;
@@ -351,12 +353,16 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   const std::span drawn(plan.token.as<int32_t>() + running.first_draw, running.num_draws);
   const std::span log_probs(plan.log_prob.as<float>() + running.first_draw, running.num_draws);
   running.draft.drafts.resize(running.num_draws - 1);
-  const int32_t accepted = accepted_length(running.draft.drafts, drawn);
+  const int32_t accepted = accepted_length(running.draft.drafts, drawn, request.relaxed_levels);
   if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
   for (int32_t i = 0; i < accepted; ++i)
     if (drawn[i] < 0) return false;
-  request.codes.insert(request.codes.end(), drawn.begin(), drawn.begin() + accepted);
-  request.log_probs.insert(request.log_probs.end(), log_probs.begin(), log_probs.begin() + accepted);
+  for (int32_t i = 0; i < accepted; ++i) {
+    const int32_t kept = i + 1 < accepted ? running.draft.drafts[i].chosen.code : drawn[i];
+    request.codes.push_back(kept);
+    // Of a neighbour's probability nothing is known.
+    request.log_probs.push_back(kept == drawn[i] ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
+  }
   request.accepted_lens.push_back(accepted);
   request.draft_counts.add(running.num_draws - 1, accepted - 1);
   draft_counts_.add(running.num_draws - 1, accepted - 1);

@@ -27,6 +27,7 @@ from ..emoji_scenes import BALANCED_KINDS, COUNT_LAYOUTS, Scene, SceneMaker, ren
 from ..image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ..loop import Loop, LoopConfig
 from ..parallel import Share, join_peers
+from ..precision import multiplies_bfloat16
 from ..sprites import DEFAULT_CACHE
 from ..worlds import WORLDS
 from .emoji_clip import ClipConfig, EmojiClip
@@ -105,7 +106,9 @@ class Pairs:
         soft = F.interpolate(images[third : 2 * third], scale_factor=0.4, mode="bilinear", antialias=True)
         images[third : 2 * third] = F.interpolate(soft, images.shape[-2:], mode="bilinear")
         if self.image_tokenizer is not None:
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            with torch.autocast(
+                torch.device(self.device).type, torch.bfloat16, enabled=multiplies_bfloat16(self.device)
+            ):
                 decoded = self.image_tokenizer(images[2 * third :])
             images[2 * third :] = decoded.float().clamp(-1, 1)
         noise = torch.randn(images.shape, generator=generator).to(self.device)
