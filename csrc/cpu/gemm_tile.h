@@ -14,10 +14,13 @@ namespace simplear::SIMPLEAR_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kMaxTileRows = 6, kMaxTileVecs = 4;  // 24 accumulators of 32 registers
+constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kMaxTileRows = 4, kMaxTileVecs = 2;  // 8 of 16, bf16 needs temporaries
+constexpr int kRegisters = 16;
 #else
 constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
+constexpr int kRegisters = 16;
 #endif
 constexpr int kMaxTileColumns = kMaxTileVecs * kLanes;
 static_assert(kPanelRows % kMaxTileColumns == 0);
@@ -87,11 +90,26 @@ struct Tile {
       for (int v = 0; v < NV; ++v) store(sums + r * row_stride + v * kLanes, acc[r][v]);
   }
 
+  // Whether a step of k keeps its numbers of x in registers, and not its weights, because those would not fit.
+  static constexpr bool kKeepsRows = MR * NV + NV + 1 > kRegisters;
+
   // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
   template <class A = NothingAhead>
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
       ahead(i * kPanelRows * 4);
+      if constexpr (kKeepsRows) {
+        Vec rows[MR];
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) keep_in_register(rows[r] = splat(x[r][i]));
+#pragma GCC unroll 32
+        for (int v = 0; v < NV; ++v) {
+          const Vec weights = load(w + v * kLanes);
+#pragma GCC unroll 32
+          for (int r = 0; r < MR; ++r) acc[r][v] = fma(rows[r], weights, acc[r][v]);
+        }
+        continue;
+      }
       Vec weights[NV];
 #pragma GCC unroll 32
       for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = load(w + v * kLanes));
@@ -109,29 +127,54 @@ struct Tile {
   inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
       ahead(i * kPanelRows * 2);
+#if defined(__AVX512BF16__)
       VecU pairs[NV];
 #pragma GCC unroll 32
       for (int v = 0; v < NV; ++v) keep_in_register(pairs[v] = load_as<VecU>(w + v * kLanes * 2));
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
-        uint32_t pair;
-        std::memcpy(&pair, x[r] + i, 4);
-#if defined(__AVX512BF16__)
-        const VecU xr = splat(pair);
+        const VecU xr = splat_at(x[r] + i);
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v)
           acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(xr), reinterpret_cast<__m512bh>(pairs[v]));
+      }
 #else
-        const Vec even = reinterpret_cast<Vec>(splat(pair << 16));
-        const Vec odd = reinterpret_cast<Vec>(splat(pair & 0xffff0000u));
+      // Two multiply-adds in place of one instruction for pairs. What is widened once, rows or weights, is what there
+      // is less of.
+      if constexpr (MR <= 2) {
+        Vec even[MR], odd[MR];
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) widen(splat_at(x[r] + i), even[r], odd[r]);
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) {
-          acc[r][v] = fma(even, reinterpret_cast<Vec>(pairs[v] << 16), acc[r][v]);
-          acc[r][v] = fma(odd, reinterpret_cast<Vec>(pairs[v] & 0xffff0000u), acc[r][v]);
+          Vec even_weights, odd_weights;
+          widen(load_as<VecU>(w + v * kLanes * 2), even_weights, odd_weights);
+#pragma GCC unroll 32
+          for (int r = 0; r < MR; ++r) acc[r][v] = fma(odd[r], odd_weights, fma(even[r], even_weights, acc[r][v]));
         }
-#endif
+      } else {
+        Vec even_weights[NV], odd_weights[NV];
+#pragma GCC unroll 32
+        for (int v = 0; v < NV; ++v) widen(load_as<VecU>(w + v * kLanes * 2), even_weights[v], odd_weights[v]);
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) {
+          Vec even, odd;
+          widen(splat_at(x[r] + i), even, odd);
+#pragma GCC unroll 32
+          for (int v = 0; v < NV; ++v) acc[r][v] = fma(even, even_weights[v], acc[r][v]);
+#pragma GCC unroll 32
+          for (int v = 0; v < NV; ++v) acc[r][v] = fma(odd, odd_weights[v], acc[r][v]);
+        }
       }
+#endif
     }
+  }
+
+ private:
+  static inline void widen(VecU pairs, Vec& even, Vec& odd) {
+    keep_in_register(pairs);  // GCC would rather take single numbers apart before it spreads them
+    keep_in_register(even = reinterpret_cast<Vec>(pairs << 16));
+    keep_in_register(odd = reinterpret_cast<Vec>(pairs & 0xffff0000u));
   }
 };
 

@@ -24,6 +24,29 @@ struct RowSource {
   int64_t num_rows, k;
 };
 
+// Whether activations for such weights are kept as 16-bit numbers, the four of a step in the order 0, 2, 1, 3: what
+// multiplies bytes without VNNI is an instruction for pairs of 16-bit numbers. With four bits to multiply by, AVX2 and
+// up do with bytes, as the sums of two products still fit into 16 bits then.
+constexpr bool has_wide_integers([[maybe_unused]] DType weights) {
+#if defined(__AVX512VNNI__)
+  return false;
+#elif defined(__AVX2__)
+  return weights == DType::kInt8;
+#else
+  return is_quantized(weights);
+#endif
+}
+template <bool kWide>
+struct StoredIntegerOf {
+  using Type = int8_t;
+};
+template <>
+struct StoredIntegerOf<true> {
+  using Type = int16_t;
+};
+template <DType kWeights>
+using StoredInteger = typename StoredIntegerOf<has_wide_integers(kWeights)>::Type;
+
 struct Operand {
   const char* data;
   int64_t row_bytes;
@@ -34,8 +57,12 @@ struct Operand {
     return reinterpret_cast<const T*>(data + n * row_bytes);
   }
   // Of a quantised row: integers [k], scales [k / 32], and -zero * (sum of the group's integers), [k / 32].
-  const int8_t* integers(int64_t n) const { return row<int8_t>(n); }
-  const float* scales(int64_t n) const { return reinterpret_cast<const float*>(integers(n) + k); }
+  int64_t integer_bytes;  // of the k of them
+  template <class Integer>
+  const Integer* integers(int64_t n) const {
+    return row<Integer>(n);
+  }
+  const float* scales(int64_t n) const { return reinterpret_cast<const float*>(row<char>(n) + integer_bytes); }
   const int32_t* offsets(int64_t n) const { return reinterpret_cast<const int32_t*>(scales(n) + k / kQuantGroup); }
 };
 
@@ -99,15 +126,22 @@ template <class X, class W>
 inline void prepare_row(const RowSource& source, DType weights, const X* x, const W* norm, char* out) {
   const int64_t k = source.k, padded = padded_k(k, weights);
   const float scale = norm ? 1.0f / sqrtf(mean_square(reinterpret_cast<const float*>(x), k) + source.eps) : 1.0f;
-  int8_t* integers = reinterpret_cast<int8_t*>(out);
-  float* scales = reinterpret_cast<float*>(out + padded);
+  const bool is_wide = has_wide_integers(weights);
+  float* scales = reinterpret_cast<float*>(out + padded * (is_wide ? 2 : 1));
   int32_t* offsets = reinterpret_cast<int32_t*>(scales + padded / kQuantGroup);
   for (int64_t i = 0; i < padded; i += kQuantGroup) {
     Group group;
     load_group(x, norm, scale, i, k, group);
     if (is_quantized(weights)) {
       const int zero = weights == DType::kInt8 ? kInt8Zero : kInt4Zero;
-      quantize_group(group, zero, integers + i, scales + i / kQuantGroup, offsets + i / kQuantGroup);
+      int8_t integers[kQuantGroup];
+      quantize_group(group, zero, integers, scales + i / kQuantGroup, offsets + i / kQuantGroup);
+      if (is_wide) {
+        int16_t* wide = reinterpret_cast<int16_t*>(out) + i;
+        for (int j = 0; j < kQuantGroup; ++j) wide[j] = integers[j / 4 * 4 + (j % 4 == 1 ? 2 : j % 4 == 2 ? 1 : j % 4)];
+      } else {
+        std::memcpy(out + i, integers, kQuantGroup);
+      }
       continue;
     }
     const int64_t bytes = (k - i < kQuantGroup ? k - i : kQuantGroup) * static_cast<int64_t>(size_of(weights));
@@ -127,7 +161,8 @@ inline bool is_in_place(const RowSource& source, DType weights) {
 
 inline int64_t operand_row_bytes(int64_t k, DType weights) {
   const int64_t padded = padded_k(k, weights);
-  const int64_t bytes = is_quantized(weights) ? padded + padded / kQuantGroup * 8 : k * size_of(weights);
+  const int64_t integer_bytes = padded * (has_wide_integers(weights) ? 2 : 1);
+  const int64_t bytes = is_quantized(weights) ? integer_bytes + padded / kQuantGroup * 8 : k * size_of(weights);
   return (bytes + 63) / 64 * 64;
 }
 
@@ -140,10 +175,11 @@ inline size_t operand_bytes(const RowSource& source, DType weights) {
 inline Operand prepare(const RowSource& source, DType weights, void* scratch, ThreadPool& pool) {
   if (is_in_place(source, weights)) {
     const int64_t row_bytes = source.k * static_cast<int64_t>(size_of(weights));
-    return {static_cast<const char*>(source.x.data), row_bytes, source.k};
+    return {static_cast<const char*>(source.x.data), row_bytes, source.k, 0};
   }
-  const Operand operand{static_cast<const char*>(scratch), operand_row_bytes(source.k, weights),
-                        padded_k(source.k, weights)};
+  const int64_t padded = padded_k(source.k, weights);
+  const Operand operand{static_cast<const char*>(scratch), operand_row_bytes(source.k, weights), padded,
+                        padded * (has_wide_integers(weights) ? 2 : 1)};
   // Rounding does the work of some four simple elements.
   parallel_for(pool, source.num_rows, grain_of(4 * source.k), [&](int64_t begin, int64_t end, int) {
     for (int64_t n = begin; n < end; ++n) {

@@ -17,8 +17,9 @@
 
 namespace simplear::SIMPLEAR_ISA {
 
-constexpr int kBlockRows = 24;              // whose sums of a panel wait in the first-level cache
-constexpr int64_t kAheadBytes = 32 * 1024;  // from what is multiplied to what is asked for meanwhile
+constexpr int kBlockRows = 24;                   // whose sums of a panel wait in the first-level cache
+constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
+constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for tiles that are narrower than a panel
 
 // Columns past the end of the matrix are undefined.
 using BlockSums = float[kBlockRows][kPanelRows];
@@ -27,10 +28,20 @@ using BlockSums = float[kBlockRows][kPanelRows];
 // than a panel, its first column asks for what lies ahead.
 template <class T>
 struct FloatTiles {
+#if defined(__AVX512F__)
   static constexpr int kMaxRows = kMaxTileRows;
-  static constexpr int64_t kTurnLength = 256 / sizeof(T);
+  static constexpr int vectors(int) { return kMaxTileVecs; }
+#elif defined(__AVX2__)
+  // Some eight sums at least, because one addition takes as long as eight of them; bfloat16 needs temporaries.
+  static constexpr int kMaxRows = sizeof(T) == 4 ? 6 : 4;
+  static constexpr int vectors(int rows) { return rows == 1 ? 8 : rows == 2 || (rows == 3 && sizeof(T) == 4) ? 4 : 2; }
+#else
+  static constexpr int kMaxRows = kMaxTileRows;
+  static constexpr int vectors(int rows) { return rows == 1 ? 8 : 4; }
+#endif
+  static constexpr int64_t kTurnLength = 256 / sizeof(T), kStreamLength = 64 / sizeof(T);
 
-  template <int MR, int NV = kMaxTileVecs, class A>
+  template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
                          int64_t end, const A& ahead, int64_t column = 0) {
     if (columns - column < NV * kLanes) {
@@ -53,10 +64,11 @@ struct FloatTiles {
 
 template <DType kWeights>
 struct QuantizedTiles {
-  static constexpr int kMaxRows = kQuantTileRows;
-  static constexpr int64_t kTurnLength = 256;
+  static constexpr int kMaxRows = quant_tile_rows(kWeights);
+  static constexpr int vectors(int rows) { return quant_tile_vectors(kWeights, rows); }
+  static constexpr int64_t kTurnLength = 256, kStreamLength = 64;
 
-  template <int MR, int NV = kQuantTileVecs, class A>
+  template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
                          int64_t end, const A& ahead, int64_t column = 0) {
     if (columns - column < NV * kLanes) {
@@ -84,7 +96,18 @@ template <class Tiles>
 inline void product_block(const Operand& x, int64_t first, int64_t num_rows, const char* panel, int64_t panel_bytes,
                           int64_t columns, BlockSums& sums) {
   const int64_t turns = (num_rows + Tiles::kMaxRows - 1) / Tiles::kMaxRows;
-  if (turns == 1) return take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], 0, x.k, NothingAhead{});
+  if (turns == 1 && Tiles::vectors(static_cast<int>(num_rows)) * kLanes >= kPanelRows)
+    return take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], 0, x.k, NothingAhead{});
+  // Tiles that are narrower than a panel read every other line of it. They go a short way at a time, so that memory
+  // sees one stream after all, and ask for what lies a little further on.
+  if (turns == 1) {
+    for (int64_t begin = 0; begin < x.k; begin += Tiles::kStreamLength) {
+      const int64_t end = begin + Tiles::kStreamLength < x.k ? begin + Tiles::kStreamLength : x.k;
+      const Ahead<4> ahead{panel + panel_bytes * begin / x.k + kStreamAheadBytes, panel_bytes * (end - begin) / x.k};
+      take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], begin, end, ahead);
+    }
+    return;
+  }
   // Turns of equal length, or one row less in the last of them: a fixed order of tiles is what branches are predicted
   // by.
   const int64_t most = (num_rows + turns - 1) / turns, num_full = num_rows - turns * (most - 1);

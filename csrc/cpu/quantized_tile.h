@@ -14,56 +14,66 @@
 namespace simplear::SIMPLEAR_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kQuantTileRows = 3, kQuantTileVecs = 4;  // 12 integer and 12 float sums of 32 registers
+constexpr int quant_tile_rows(DType) { return 3; }  // times 4 vectors: 12 integer and 12 float sums of 32 registers
+constexpr int quant_tile_vectors(DType, int) { return 4; }
 #elif defined(__AVX2__)
-constexpr int kQuantTileRows = 2, kQuantTileVecs = 2;
+constexpr int quant_tile_rows(DType weights) { return weights == DType::kInt4 ? 4 : 3; }
+constexpr int quant_tile_vectors(DType, int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 #else
-constexpr int kQuantTileRows = 1, kQuantTileVecs = 4;
+constexpr int quant_tile_rows(DType) { return 1; }
+constexpr int quant_tile_vectors(DType, int) { return 4; }
 #endif
 
-// Lane by lane, sum + the products of the four unsigned bytes of w with the four signed ones of x.
-inline VecI dot4(VecI sum, VecU w, VecU x) {
-#if defined(__AVX512VNNI__)
-  return reinterpret_cast<VecI>(
-      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
-#elif defined(__SSE2__)
-  // Products of 16-bit numbers, because sums of two products of bytes do not fit into 16 bits.
-  typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
-  const VecU w_even = w & 0x00ff00ffu, w_odd = w >> 8 & 0x00ff00ffu;
-  const Halves x_even = reinterpret_cast<Halves>(x << 8) >> 8, x_odd = reinterpret_cast<Halves>(x) >> 8;
+typedef int16_t VecS __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t VecUS __attribute__((vector_size(kLanes * 4)));
+
+// Lane by lane, the sum of the two products of signed 16-bit numbers.
+inline VecI madd(VecS a, VecS b) {
 #if defined(__AVX512F__)
-  const auto madd = [](VecU a, Halves b) {
-    return reinterpret_cast<VecI>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-  };
+  return reinterpret_cast<VecI>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
-  const auto madd = [](VecU a, Halves b) {
-    return reinterpret_cast<VecI>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
-  };
+  return reinterpret_cast<VecI>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<VecI>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #else
-  const auto madd = [](VecU a, Halves b) {
-    return reinterpret_cast<VecI>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
-  };
-#endif
-  return sum + madd(w_even, x_even) + madd(w_odd, x_odd);
-#else
-  for (int shift = 0; shift < 32; shift += 8)
-    sum += reinterpret_cast<VecI>(w >> shift & 255u) * (reinterpret_cast<VecI>(x << (24 - shift)) >> 24);
-  return sum;
+  const VecI x = reinterpret_cast<VecI>(a), y = reinterpret_cast<VecI>(b);
+  return (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
 }
 
+#if defined(__AVX2__)
+// In 16 bits, the sums of two products of the unsigned bytes of w with the signed ones of x.
+inline VecS dot2(VecU w, VecU x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecS>(_mm512_maddubs_epi16(reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
+#else
+  return reinterpret_cast<VecS>(_mm256_maddubs_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(x)));
+#endif
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+// Lane by lane, sum + the products of the four unsigned bytes of w with the four signed ones of x.
+inline VecI dot4(VecI sum, VecU w, VecU x) {
+  return reinterpret_cast<VecI>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(x)));
+}
+#endif
+
 template <int MR, int NV, DType kWeights>
 struct QuantizedTile {
+  using Integers = StoredInteger<kWeights>;
+
   // Groups [first_group, end_group) of rows first_row .. first_row + MR - 1, added to `sums` (kPanelRows floats from
   // one row to the next) or, with the first group, put there. panel: its first byte; column: the tile's first in it.
   template <class A>
   static inline void run(const Operand& x, int64_t first_row, const uint8_t* panel, int64_t column, float* sums,
                          int64_t first_group, int64_t end_group, const A& ahead) {
-    const int8_t* q[MR];
+    const Integers* q[MR];
     const float* scales[MR];
     const int32_t* offsets[MR];
     for (int r = 0; r < MR; ++r) {
-      q[r] = x.integers(first_row + r);
+      q[r] = x.integers<Integers>(first_row + r);
       scales[r] = x.scales(first_row + r);
       offsets[r] = x.offsets(first_row + r);
     }
@@ -111,53 +121,136 @@ struct QuantizedTile {
   }
 
  private:
-  static inline uint32_t four(const int8_t* q) {
-    uint32_t bytes;
-    std::memcpy(&bytes, q, 4);
-    return bytes;
-  }
-
-  // w: this group's first line of the tile.
+  // Products of a step of four k, in whatever the instruction set offers. w: this group's first line of the tile.
   template <class A>
-  static inline void add_int8(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g,
+  static inline void add_int8(VecI (&dots)[MR][NV], const Integers* const (&q)[MR], const uint8_t* w, int64_t g,
                               const A& ahead, int64_t bytes) {
 #pragma GCC unroll 8
     for (int j = 0; j < kQuantGroup / 4; ++j, w += kPanelRows * 4) {
       ahead(bytes + j * kPanelRows * 4);
-      VecU weights[NV];
-#pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = load_as<VecU>(w + v * kLanes * 4));
-#pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r) {
-        const VecU xr = splat(four(q[r] + g * kQuantGroup + 4 * j));
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
-      }
+      add_step(dots, q, g * kQuantGroup + 4 * j, [&](int v) { return load_as<VecU>(w + v * kLanes * 4); });
     }
   }
 
   template <class A>
-  static inline void add_int4(VecI (&dots)[MR][NV], const int8_t* const (&q)[MR], const uint8_t* w, int64_t g,
+  static inline void add_int4(VecI (&dots)[MR][NV], const Integers* const (&q)[MR], const uint8_t* w, int64_t g,
                               const A& ahead, int64_t bytes) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+    // The 16 sums of two products that a lane's half collects from a group are at most 15 * 127 * 16 = 30,480.
+    VecS halves[MR][NV];
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) halves[r][v] = VecS{};
+#endif
 #pragma GCC unroll 8
     for (int j = 0; j < kQuantGroup / 8; ++j, w += kPanelRows * 4) {
       ahead(bytes + j * kPanelRows * 4);
       // One half after the other, so that sums and weights fit into the registers.
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        VecU weights[NV];
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v)
-          keep_in_register(weights[v] = load_as<VecU>(w + v * kLanes * 4) >> 4 * half & 0x0f0f0f0fu);
-#pragma GCC unroll 32
-        for (int r = 0; r < MR; ++r) {
-          const VecU xr = splat(four(q[r] + g * kQuantGroup + 8 * j + 4 * half));
-#pragma GCC unroll 32
-          for (int v = 0; v < NV; ++v) dots[r][v] = dot4(dots[r][v], weights[v], xr);
-        }
+        const auto weights = [&](int v) { return load_as<VecU>(w + v * kLanes * 4) >> 4 * half & 0x0f0f0f0fu; };
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+        add_step(halves, q, g * kQuantGroup + 8 * j + 4 * half, weights);
+#else
+        add_step(dots, q, g * kQuantGroup + 8 * j + 4 * half, weights);
+#endif
       }
     }
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+    const VecS ones = VecS{} + static_cast<int16_t>(1);
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) dots[r][v] += madd(halves[r][v], ones);
+#endif
   }
+
+  // Four k from `at` on; weights(v): their bytes.
+  template <class Weights>
+  static inline void add_step(VecI (&dots)[MR][NV], const Integers* const (&q)[MR], int64_t at,
+                              const Weights& weights) {
+#if defined(__AVX512VNNI__)
+    VecU w[NV];
+#pragma GCC unroll 32
+    for (int v = 0; v < NV; ++v) keep_in_register(w[v] = weights(v));
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r) {
+      const VecU x = splat_at(q[r] + at);
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) dots[r][v] = dot4(dots[r][v], w[v], x);
+    }
+#else
+    // Bytes 0 and 2 of the weights, then 1 and 3, as 16-bit numbers; the activations stand in that order. Rows or
+    // weights are kept in registers, what there is less of. Sums are kept one after the other: GCC would rather compute
+    // all products first, and has no registers for them.
+    if constexpr (MR <= 2) {
+      VecS x_even[MR], x_odd[MR];
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) {
+        keep_in_register(x_even[r] = reinterpret_cast<VecS>(splat_at(q[r] + at)));
+        keep_in_register(x_odd[r] = reinterpret_cast<VecS>(splat_at(q[r] + at + 2)));
+      }
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) {
+        const VecU w = weights(v);
+        const VecS even = reinterpret_cast<VecS>(w & 0x00ff00ffu);
+        const VecS odd = reinterpret_cast<VecS>(reinterpret_cast<VecUS>(w) >> 8);
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) {
+          keep_in_register(dots[r][v] += madd(even, x_even[r]));
+          keep_in_register(dots[r][v] += madd(odd, x_odd[r]));
+        }
+      }
+      return;
+    }
+    VecS even[NV], odd[NV];
+#pragma GCC unroll 32
+    for (int v = 0; v < NV; ++v) {
+      const VecU w = weights(v);
+      keep_in_register(even[v] = reinterpret_cast<VecS>(w & 0x00ff00ffu));
+      keep_in_register(odd[v] = reinterpret_cast<VecS>(reinterpret_cast<VecUS>(w) >> 8));
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r) {
+      const VecS x_even = reinterpret_cast<VecS>(splat_at(q[r] + at)),
+                 x_odd = reinterpret_cast<VecS>(splat_at(q[r] + at + 2));
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) {
+        keep_in_register(dots[r][v] += madd(even[v], x_even));
+        keep_in_register(dots[r][v] += madd(odd[v], x_odd));
+      }
+    }
+#endif
+  }
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  template <class Weights>
+  static inline void add_step(VecS (&halves)[MR][NV], const Integers* const (&q)[MR], int64_t at,
+                              const Weights& weights) {
+    if constexpr (MR <= 2) {
+      VecU x[MR];
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) keep_in_register(x[r] = splat_at(q[r] + at));
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) {
+        const VecU w = weights(v);
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) keep_in_register(halves[r][v] += dot2(w, x[r]));
+      }
+      return;
+    }
+    VecU w[NV];
+#pragma GCC unroll 32
+    for (int v = 0; v < NV; ++v) keep_in_register(w[v] = weights(v));
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r) {
+      const VecU x = splat_at(q[r] + at);
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) keep_in_register(halves[r][v] += dot2(w[v], x));
+    }
+  }
+#endif
 };
 
 }  // namespace simplear::SIMPLEAR_ISA

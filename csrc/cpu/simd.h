@@ -55,6 +55,14 @@ inline V load_as(const void* p) {
   std::memcpy(&v, p, sizeof(V));
   return v;
 }
+// The four bytes at p in every lane, straight from memory where that is one instruction.
+inline VecU splat_at(const void* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return reinterpret_cast<VecU>(_mm256_broadcast_ss(static_cast<const float*>(p)));
+#else
+  return splat(load_as<uint32_t>(p));
+#endif
+}
 inline Vec load(const float* p) { return load_as<Vec>(p); }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 inline void store(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof(v)); }
@@ -93,6 +101,8 @@ inline Vec load(const uint16_t* bf16) {
                                                      0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
   const __m512i halves = _mm512_castsi256_si512(load_as<__m256i>(bf16));
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, load_as<__m512i>(kFrom), halves));
+#elif defined(__AVX2__)
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_as<__m128i>(bf16)), 16));
 #else
   return reinterpret_cast<Vec>(__builtin_convertvector(load_as<VecH>(bf16), VecU) << 16);
 #endif
@@ -193,8 +203,9 @@ inline Range part_of(int64_t items, int thread, int num_threads) {
   return {items * thread / num_threads, items * (thread + 1) / num_threads};
 }
 
-// How many items of `elements` each are worth handing to another thread: some 0.7 us of simple arithmetic. A thread that
-// waits for work answers within 0.1 us; on busy cores every barrier may cost a time slice, but a step has many anyway.
+// How many items of `elements` each are worth handing to another thread: some 0.7 us of simple arithmetic. A thread
+// that waits for work answers within 0.1 us; on busy cores every barrier may cost a time slice, but a step has many
+// anyway.
 inline int64_t grain_of(int64_t elements) {
   constexpr int64_t kGrainElements = 4096;
   return elements < 1 ? kGrainElements : elements < kGrainElements ? kGrainElements / elements : 1;
