@@ -58,7 +58,9 @@ using NothingAhead = Ahead<0>;
 // Keeps a loaded vector in its register: GCC would rather load it again for every row, and loads are what runs out.
 template <class V>
 inline void keep_in_register(V& v) {
-#if defined(__AVX512F__)
+#if defined(SIMPLEAR_EMULATE_AVX512) && defined(__AVX512F__)
+  static_cast<void>(v);
+#elif defined(__AVX512F__)
   asm volatile("" : "+v"(v));
 #elif defined(__SSE2__)
   asm volatile("" : "+x"(v));

@@ -16,6 +16,9 @@ bool supports(const std::string& isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (isa == "avx2") return avx2;
+#if defined(SIMPLEAR_EMULATE_AVX512)
+  return avx2;
+#endif
   if (isa == "avx512") return avx512;
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == "avx512_vnni") return vnni;

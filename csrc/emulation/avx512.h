@@ -1,0 +1,144 @@
+// AVX-512 for a processor without it, so that kernels written for it are tested everywhere. For tests only.
+//
+// Included before everything else in files that are compiled for an AVX-512 instruction set (CMake option
+// SIMPLEAR_EMULATE_AVX512). The compiler splits vectors of 64 bytes into what it has; the few instructions that sources
+// name are written out here, lane by lane as the processors' manuals define them. What is emulated is arithmetic, not
+// speed, and not the compiler's own AVX-512 code.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define __AVX512F__ 1
+#define __AVX512BW__ 1
+#define __AVX512VL__ 1
+#define __AVX512DQ__ 1
+#if defined(SIMPLEAR_EMULATE_VNNI)
+#define __AVX512VNNI__ 1
+#endif
+#if defined(SIMPLEAR_EMULATE_BF16)
+#define __AVX512BF16__ 1
+#endif
+
+namespace simplear_emulation {
+
+typedef float F32 __attribute__((vector_size(64)));
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef int64_t I64 __attribute__((vector_size(64)));
+typedef uint64_t U64 __attribute__((vector_size(64)));
+typedef int16_t I16 __attribute__((vector_size(64)));
+
+template <class To, class From>
+inline To bits_of(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &v, sizeof(to));
+  return to;
+}
+
+inline __m512 fmadd(__m512 a, __m512 b, __m512 c) {
+  __m256 half_a[2], half_b[2], half_c[2];
+  std::memcpy(half_a, &a, 64), std::memcpy(half_b, &b, 64), std::memcpy(half_c, &c, 64);
+  for (int i = 0; i < 2; ++i) half_c[i] = _mm256_fmadd_ps(half_a[i], half_b[i], half_c[i]);
+  std::memcpy(&c, half_c, 64);
+  return c;
+}
+
+// Two products a lane, each of which is added and rounded by itself, the odd one first.
+template <class Pairs>
+inline __m512 dpbf16(__m512 sum, Pairs a, Pairs b) {
+  const U32 x = bits_of<U32>(a), y = bits_of<U32>(b);
+  sum = fmadd(bits_of<__m512>(x & 0xffff0000u), bits_of<__m512>(y & 0xffff0000u), sum);
+  return fmadd(bits_of<__m512>(x << 16), bits_of<__m512>(y << 16), sum);
+}
+
+inline __m512i dpbusd(__m512i sum, __m512i w, __m512i x) {
+  I32 total = bits_of<I32>(sum);
+  for (int shift = 0; shift < 32; shift += 8)
+    total += bits_of<I32>(bits_of<U32>(w) >> shift & 255u) * (bits_of<I32>(bits_of<U32>(x) << (24 - shift)) >> 24);
+  return bits_of<__m512i>(total);
+}
+
+inline __m512i madd_epi16(__m512i a, __m512i b) {
+  const I32 x = bits_of<I32>(a), y = bits_of<I32>(b);
+  return bits_of<__m512i>((x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16));
+}
+
+inline __m512i maddubs_epi16(__m512i w, __m512i x) {
+  __m256i half_w[2], half_x[2];
+  std::memcpy(half_w, &w, 64), std::memcpy(half_x, &x, 64);
+  for (int i = 0; i < 2; ++i) half_w[i] = _mm256_maddubs_epi16(half_w[i], half_x[i]);
+  std::memcpy(&w, half_w, 64);
+  return w;
+}
+
+inline __m512i cvtepi8_epi32(__m128i bytes) {
+  int8_t from[16];
+  std::memcpy(from, &bytes, 16);
+  I32 to;
+  for (int i = 0; i < 16; ++i) to[i] = from[i];
+  return bits_of<__m512i>(to);
+}
+inline __m512 cvtepi32_ps(__m512i v) { return bits_of<__m512>(__builtin_convertvector(bits_of<I32>(v), F32)); }
+
+inline __m512i maskz_permutexvar_epi16(uint32_t mask, __m512i index, __m512i v) {
+  const I16 from = bits_of<I16>(v), at = bits_of<I16>(index);
+  I16 to;
+  for (int i = 0; i < 32; ++i) to[i] = mask >> i & 1 ? from[at[i] & 31] : 0;
+  return bits_of<__m512i>(to);
+}
+
+inline __mmask16 movepi32_mask(__m512i v) {
+  const I32 lanes = bits_of<I32>(v);
+  __mmask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (lanes[i] < 0) << i;
+  return mask;
+}
+
+inline __m512i mask_blend_epi32(__mmask16 mask, __m512i a, __m512i b) {
+  I32 x = bits_of<I32>(a);
+  const I32 y = bits_of<I32>(b);
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) x[i] = y[i];
+  return bits_of<__m512i>(x);
+}
+
+inline __m512i mul_epu32(__m512i a, __m512i b) {
+  return bits_of<__m512i>((bits_of<U64>(a) & 0xffffffffu) * (bits_of<U64>(b) & 0xffffffffu));
+}
+inline __m512i srli_epi64(__m512i v, int bits) { return bits_of<__m512i>(bits_of<U64>(v) >> bits); }
+inline __m512i set1_epi32(int x) { return bits_of<__m512i>(x - I32{}); }
+
+inline __m256 half_of(__m512 v, int half) {
+  __m256 halves[2];
+  std::memcpy(halves, &v, 64);
+  return halves[half];
+}
+inline __m512i widened(__m256i v) {
+  __m512i wide{};
+  std::memcpy(&wide, &v, 32);
+  return wide;
+}
+
+}  // namespace simplear_emulation
+
+#define _mm512_fmadd_ps simplear_emulation::fmadd
+#define _mm512_dpbf16_ps simplear_emulation::dpbf16
+#define _mm512_dpbusd_epi32 simplear_emulation::dpbusd
+#define _mm512_madd_epi16 simplear_emulation::madd_epi16
+#define _mm512_maddubs_epi16 simplear_emulation::maddubs_epi16
+#define _mm512_cvtepi8_epi32 simplear_emulation::cvtepi8_epi32
+#define _mm512_cvtepi32_ps simplear_emulation::cvtepi32_ps
+#define _mm512_maskz_permutexvar_epi16 simplear_emulation::maskz_permutexvar_epi16
+#define _mm512_movepi32_mask simplear_emulation::movepi32_mask
+#define _mm512_mask_blend_epi32 simplear_emulation::mask_blend_epi32
+#define _mm512_mul_epu32 simplear_emulation::mul_epu32
+#define _mm512_srli_epi64 simplear_emulation::srli_epi64
+#define _mm512_set1_epi32 simplear_emulation::set1_epi32
+#define _mm512_castps512_ps256(v) simplear_emulation::half_of(v, 0)
+#define _mm512_extractf32x8_ps(v, half) simplear_emulation::half_of(v, half)
+#define _mm512_castsi256_si512 simplear_emulation::widened
+#define _mm512_castsi512_ps(v) simplear_emulation::bits_of<__m512>(v)
