@@ -1,5 +1,7 @@
 """Configs say everything, and say it right."""
 
+from importlib.util import find_spec
+
 import pytest
 
 pytest.importorskip("torch")
@@ -8,6 +10,7 @@ from simplear_engine.errors import InvalidRequestError
 from simplear_train.config_file import CONFIGS, config_path, from_dict, read_config, to_toml
 from simplear_train.grpo import GrpoConfig
 from simplear_train.pretrain import PretrainConfig
+from simplear_train.recipe import commands
 from simplear_train.refine_decoder import DecoderConfig
 from simplear_train.rewards import REWARDS
 from simplear_train.sft import SftConfig
@@ -30,6 +33,21 @@ def test_every_config_of_the_package_is_valid_and_survives_being_written_out(pat
     assert read_config(schema_of(path), tmp_path / "again.toml") == config
     for reward in getattr(config, "rewards", ()):
         assert reward.name in REWARDS
+
+
+@pytest.mark.parametrize("name", ["smoke", "small", "default"])
+def test_recipes_train_with_configs_that_there_are_on_what_an_earlier_stage_wrote(name):
+    written = set()
+    for module, arguments in commands(name):
+        assert find_spec(f"simplear_train.{module}")
+        pairs = [argument for argument in arguments if argument != "--resume"]
+        named = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if "--config" in named:
+            read_config(SCHEMAS[module.removeprefix("train_").removeprefix("refine_")], config_path(named["--config"]))
+        if "--set" in named:
+            assert named["--set"].removeprefix("start=").split("/")[0] in written
+        written.add(named.get("--out"))
+    assert {"pretrain", "sft", "grpo"} <= written
 
 
 @pytest.mark.parametrize("size", ["0.5b", "1.5b"])

@@ -53,9 +53,9 @@ def reward(name: str, words: str, image_tokenizer: str) -> Command:
     return "rewards.train_emoji_clip", ["--world", name, *sources, "--out", "reward", "--resume"]
 
 
-def language_stage(name: str, stage: str, start: str | None = None, config: str | None = None) -> Command:
+def language_stage(name: str, stage: str, start: str | None = None) -> Command:
     started = ["--set", f"start={start}/model"] if start else []
-    return stage, ["--config", f"{name}-{config or stage}", *started, "--out", config or stage, "--resume"]
+    return stage, ["--config", f"{name}-{stage}", *started, "--out", stage, "--resume"]
 
 
 def data_stages(name: str) -> list[Command]:
@@ -78,11 +78,9 @@ def commands(name: str) -> list[Command]:
             language_stage(name, "pretrain"),
             scenes(name, "balanced", OWN, 1000, 100_000, "sft-tokens"),
             language_stage(name, "sft", "pretrain"),
-            scenes(name, "wide", OWN, 3000, 131_072, "wide-tokens"),
-            language_stage(name, "sft", "sft", "wide"),
             prompts(name),
             reward(name, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
-            language_stage(name, "grpo", "wide"),
+            language_stage(name, "grpo", "sft"),
         ]  # fmt: skip
     # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.
     return [
@@ -148,9 +146,7 @@ def main() -> None:
     run_all(commands(args.recipe), args.recipe, args.out)
     print()
     failures = []
-    runs = [
-        run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "wide", "grpo") if (args.out / run).exists()
-    ]
+    runs = [run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "grpo") if (args.out / run).exists()]
     for run in runs:
         key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
         first, last = first_and_last(args.out / run / "log.jsonl", key)
