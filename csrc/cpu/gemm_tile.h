@@ -38,6 +38,12 @@ struct Ahead {
 #pragma GCC unroll 4
     for (int i = 0; i < kLines; ++i) ask_for(line + step_bytes / 4 * kLines + i * 64);
   }
+  // What is left to ask for behind the first `part` of `parts` equal ones: the share of a pass over some of the
+  // columns.
+  inline Ahead of(int64_t part, int64_t parts) const {
+    const int64_t steps = end / parts / 256 * 256;
+    return {line + part * steps / 4 * kLines, steps};
+  }
 
  private:
   static inline void ask_for(const char* line) {
@@ -52,6 +58,7 @@ struct Ahead {
 template <>
 struct Ahead<0> {
   inline void operator()(int64_t) const {}
+  inline Ahead of(int64_t, int64_t) const { return {}; }
 };
 using NothingAhead = Ahead<0>;
 

@@ -25,27 +25,21 @@ constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for tiles that are
 using BlockSums = float[kBlockRows][kPanelRows];
 
 // run<MR>: rows [row, row + MR), of which `sums` is the first one's, and k in [begin, end). Where a tile is narrower
-// than a panel, its first column asks for what lies ahead.
+// than a panel, each of its passes asks for a part of what lies ahead.
 template <class T>
 struct FloatTiles {
-#if defined(__AVX512F__)
   static constexpr int kMaxRows = kMaxTileRows;
-  static constexpr int vectors(int) { return kMaxTileVecs; }
-#elif defined(__AVX2__)
-  // Some eight sums at least, because one addition takes as long as eight of them; bfloat16 needs temporaries.
-  static constexpr int kMaxRows = sizeof(T) == 4 ? 6 : 4;
-  static constexpr int vectors(int rows) { return rows == 1 ? 8 : rows == 2 || (rows == 3 && sizeof(T) == 4) ? 4 : 2; }
-#else
-  static constexpr int kMaxRows = kMaxTileRows;
-  static constexpr int vectors(int rows) { return rows == 1 ? 8 : 4; }
-#endif
+  // Some eight sums at least, because an addition takes as long as eight of them.
+  static constexpr int vectors(int rows) {
+    return kLanes == 16 ? kMaxTileVecs : rows == 1 ? 8 : rows == 2 ? 4 : kMaxTileVecs;
+  }
   static constexpr int64_t kTurnLength = 256 / sizeof(T), kStreamLength = 64 / sizeof(T);
 
   template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
                          int64_t end, const A& ahead, int64_t column = 0) {
     if (columns - column < NV * kLanes) {
-      if constexpr (NV > 1) run<MR, NV / 2>(x, row, panel, columns, sums, begin, end, NothingAhead{}, column);
+      if constexpr (NV > 1) run<MR, NV / 2>(x, row, panel, columns, sums, begin, end, ahead, column);
       return;
     }
     const T* rows[MR];
@@ -55,10 +49,11 @@ struct FloatTiles {
     Tile<MR, NV> tile;
     if (begin == 0) tile.clear();
     else tile.load_sums(sums + column, kPanelRows);
-    tile.accumulate(rows, static_cast<const T*>(panel) + begin * kPanelRows + column * kStep, end - begin, ahead);
+    tile.accumulate(rows, static_cast<const T*>(panel) + begin * kPanelRows + column * kStep, end - begin,
+                    ahead.of(column / (NV * kLanes), kPanelRows / (NV * kLanes)));
     tile.store_sums(sums + column, kPanelRows);
     if (column + NV * kLanes < columns)
-      run<MR, NV>(x, row, panel, columns, sums, begin, end, NothingAhead{}, column + NV * kLanes);
+      run<MR, NV>(x, row, panel, columns, sums, begin, end, ahead, column + NV * kLanes);
   }
 };
 
@@ -72,13 +67,14 @@ struct QuantizedTiles {
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
                          int64_t end, const A& ahead, int64_t column = 0) {
     if (columns - column < NV * kLanes) {
-      if constexpr (NV > 1) run<MR, NV / 2>(x, row, panel, columns, sums, begin, end, NothingAhead{}, column);
+      if constexpr (NV > 1) run<MR, NV / 2>(x, row, panel, columns, sums, begin, end, ahead, column);
       return;
     }
     QuantizedTile<MR, NV, kWeights>::run(x, row, static_cast<const uint8_t*>(panel), column, sums + column,
-                                         begin / kQuantGroup, end / kQuantGroup, ahead);
+                                         begin / kQuantGroup, end / kQuantGroup,
+                                         ahead.of(column / (NV * kLanes), kPanelRows / (NV * kLanes)));
     if (column + NV * kLanes < columns)
-      run<MR, NV>(x, row, panel, columns, sums, begin, end, NothingAhead{}, column + NV * kLanes);
+      run<MR, NV>(x, row, panel, columns, sums, begin, end, ahead, column + NV * kLanes);
   }
 };
 
