@@ -30,8 +30,9 @@ ABSENT = {"bf16": "its model builder has no bfloat16 for CPUs"}
 def convert(checkpoint: Path, folder: Path, weights: str) -> None:
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", folder, "-p", weights]
     options = ["accuracy_level=4", "block_size=32", "algo_config=rtn", "hf_token=false"]
-    cache = folder / "cache"
-    subprocess.run([*builder, "-e", "cpu", "-c", cache, "--extra_options", *options], check=True, stdout=sys.stderr)
+    command = [*builder, "-e", "cpu", "-c", folder / "cache", "--extra_options", *options]
+    # Elsewhere, because the builder imports modules of its own by names that our benchmarks have, too.
+    subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder.parent)
 
 
 class Model(peer.Lockstep):
