@@ -41,6 +41,7 @@ struct Ahead {
   // What is left to ask for behind the first `part` of `parts` equal ones: the share of a pass over some of the
   // columns.
   inline Ahead of(int64_t part, int64_t parts) const {
+    if (parts == 1) return *this;
     const int64_t steps = end / parts / 256 * 256;
     return {line + part * steps / 4 * kLines, steps};
   }
