@@ -3,9 +3,9 @@
 
     python benchmarks/training/stages.py --out runs/stages [--seeds 0,1,2] [--at-once 2]
 
-Runs the recipe of some thirty concepts once for its data and its reward, then trains every seed through all three stages:
+Runs the recipe of 27 concepts once for its data and its reward, then trains every seed through all three stages:
 other weights to begin with, other batches, other captions, other rollouts. EmojiEval judges every model with the same
-prompts and noise. Two hours on two cores; runs that were cut off go on where they were.
+prompts and noise. Some hours on two cores; runs that were cut off go on where they were.
 
 Prints a row for each stage: mean over seeds and, for the gain over the stage before, the 95 % interval of Student's t over
 the seeds' own gains, for every task; then the reward of the first and the last fifth of every seed's reinforcement.
