@@ -55,7 +55,7 @@ class EngineDouble:
     def _image(prompt, seed):
         image = SimpleNamespace(
             prompt=prompt, negative_prompt="", seed=seed, height=32, width=64, tokens=np.zeros((2, 4), np.int32),
-            guidance_scale=3.0, temperature=1.0, top_k=None, top_p=1.0, model="double",
+            guidance_scale=3.0, temperature=1.0, top_k=None, top_p=1.0, inexact=None, model="double",
             pil=Image.new("RGB", (64, 32), (seed % 256, 0, 0)),
         )  # fmt: skip
         image.accepted_lens = [1, 3, 1]

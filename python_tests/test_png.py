@@ -17,7 +17,7 @@ from simplear_engine.png import contact_sheet, metadata_for, save_png
 def generated(**changes):
     values = dict(
         prompt="a red apple", negative_prompt="blurry", seed=7, height=128, width=64, tokens=np.zeros((8, 4), np.int32),
-        guidance_scale=3.0, temperature=1.0, top_k=None, top_p=0.95, model="default",
+        guidance_scale=3.0, temperature=1.0, top_k=None, top_p=0.95, inexact=None, model="default",
     )  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 

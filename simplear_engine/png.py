@@ -38,8 +38,8 @@ def save_png(pil_image, path, metadata: dict[str, str] | None = None) -> None:
 def metadata_for(image) -> dict[str, str]:
     """The text chunks {"parameters": ..., "simplear": ...} of a generated image.
 
-    `image` offers prompt, negative_prompt, seed, height, width, guidance_scale, temperature, top_k, top_p, model and
-    tokens [h, w].
+    `image` offers prompt, negative_prompt, seed, height, width, guidance_scale, temperature, top_k, top_p, inexact,
+    model and tokens [h, w].
     """
     steps = int(image.tokens.size)
     # A folder's place on this machine is nobody's business who gets the picture.
@@ -57,9 +57,8 @@ def metadata_for(image) -> dict[str, str]:
         ("Top-p", _number(image.top_p)),
         ("Version", version),
     ]
-    inexact = getattr(image, "inexact", None)
-    if inexact:
-        fields.insert(-1, ("Speculation", f"{inexact} (inexact)"))
+    if image.inexact:
+        fields.insert(-1, ("Speculation", f"{image.inexact} (inexact)"))
     lines = [
         _one_line(image.prompt or ""),
         f"Negative prompt: {_one_line(image.negative_prompt or '')}",
@@ -79,8 +78,8 @@ def metadata_for(image) -> dict[str, str]:
         "model": model,
         "version": version,
     }
-    if inexact:
-        exact["inexact"] = inexact
+    if image.inexact:
+        exact["inexact"] = image.inexact
     return {"parameters": "\n".join(lines), "simplear": json.dumps(exact)}
 
 

@@ -26,6 +26,11 @@ class Concept:
     tint: str | None = None
 
     @property
+    def any_hue(self) -> str | None:
+        """The icon that wide scenes show in further hues."""
+        return self.recolour or self.tint
+
+    @property
     def is_mass(self) -> bool:
         return self.plural == self.noun
 

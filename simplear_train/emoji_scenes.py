@@ -202,7 +202,7 @@ class SceneMaker:
 
     def _tint(self, rng):
         concept = self._draw(rng, tinted=True)
-        return [self._large(rng, concept.noun, concept.recolour or concept.tint, self._draw_hue(rng, concept))], None
+        return [self._large(rng, concept.noun, concept.any_hue, self._draw_hue(rng, concept))], None
 
     def _group(self, rng):
         """Three or four things of two or more concepts, equal ones next to each other in reading order."""
@@ -218,7 +218,7 @@ class SceneMaker:
                 continue
             if any(count > 1 and is_held_out_count(noun, int(count)) for noun, count in zip(nouns, counts)):
                 continue
-            hues = [self._draw_hue(rng, c) if (c.recolour or c.tint) and rng.random() < 0.4 else None for c in concepts]
+            hues = [self._draw_hue(rng, c) if c.any_hue and rng.random() < 0.4 else None for c in concepts]
             coloured = [(noun, hue) for noun, hue in zip(nouns, hues) if hue]
             if not any(is_held_out_attribution(both) for both in combinations(coloured, 2)):
                 break
@@ -226,14 +226,14 @@ class SceneMaker:
         objects = []
         for part, (x, y) in zip(which, places):
             concept, hue = concepts[part], hues[part]
-            icon = (concept.recolour or concept.tint) if hue else concept.icons[0]
+            icon = concept.any_hue if hue else concept.icons[0]
             objects.append(Placed(concept.noun, icon, hue, x, y, SMALL))
         return objects, None
 
     def _draw(self, rng, coloured: bool = False, countable: bool = False, tinted: bool = False) -> Concept:
         fitting = [
             c for c in self.concepts
-            if (c.recolour or not coloured) and (c.recolour or c.tint or not tinted) and not (countable and c.is_mass)
+            if (c.recolour or not coloured) and (c.any_hue or not tinted) and not (countable and c.is_mass)
         ]  # fmt: skip
         return fitting[rng.integers(len(fitting))]
 

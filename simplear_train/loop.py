@@ -155,7 +155,11 @@ class Loop:
         first_step = self._restore(resume)
         log = RunLog(self.out, first_step, config.report_to, share.is_first)
         if not first_step:
-            log.write(parameters=sum(p.numel() for p in self.stage.model.parameters()), processes=share.world_size)
+            log.write(
+                parameters=sum(p.numel() for p in self.stage.model.parameters()),
+                processes=share.world_size,
+                compute_dtype=resolved(config.compute_dtype, self.device),
+            )
         last_step = min(config.steps, stop_at or config.steps)
         progress = tqdm(
             range(first_step, last_step), initial=first_step, total=config.steps, desc=self.stage.name, mininterval=2,

@@ -87,9 +87,7 @@ def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
 def load_sprites(sides: tuple[int, ...], cache_dir: Path = DEFAULT_CACHE, concepts=CONCEPTS) -> Sprites:
     """Every sprite that scenes may use. Rasterised once, then read from one npz file."""
     wanted = [(icon, None, side) for c in concepts for icon in c.icons for side in sides]
-    wanted += [
-        (icon, hue, side) for c in concepts for icon in (c.recolour, c.tint) if icon for hue in HUES for side in sides
-    ]
+    wanted += [(c.any_hue, hue, side) for c in concepts if c.any_hue for hue in HUES for side in sides]
     path = cache_dir / f"sprites-{'-'.join(map(str, sides))}.npz"
     cached: Sprites = {}
     if path.exists():

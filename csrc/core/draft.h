@@ -74,7 +74,7 @@ void learn_codes(const DraftState& state, int32_t count, ContextTable& table);
 // How many tokens a verified window yields: those drafts that equal what was redrawn in their place (or are its
 // neighbours on the lattice of relaxed_levels), and the token redrawn after them. drawn has one entry more than drafts.
 int32_t accepted_length(const std::vector<Draft>& drafts, std::span<const int32_t> drawn,
-                        std::span<const int32_t> relaxed_levels = {});
+                        std::span<const int32_t> relaxed_levels);
 
 // Takes over what a step drew: how often each kind of guess was right, and what was redrawn behind the first wrong
 // draft.
