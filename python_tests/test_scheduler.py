@@ -448,3 +448,50 @@ def test_relaxed_levels_have_digits():
     r.relaxed_levels = [5, 0]
     with pytest.raises(InvalidRequestError, match="relaxed_levels"):
         engine.scheduler.enqueue(r)
+
+
+@pytest.mark.parametrize("rule", ["ratio", "simplear"])
+def test_rules_that_read_logits_share_steps_with_draws(rule):
+    rng = np.random.default_rng(1)
+    engine = FakeEngine(max_tokens=24, max_pairs=4, num_blocks=100, max_logit_rows=20)
+    free = engine.scheduler.num_free_blocks
+    exact = [request([1, 2, 3], [4], 20, seed, draft_window=4) for seed in range(2)]
+    ruled = [request([1, 2, 3], [4] if seed < 12 else [], 20, seed, draft_window=6) for seed in range(10, 14)]
+    for r in ruled:
+        r.draft_rule = rule
+    for r in (ruled[0], exact[0], *ruled[1:], exact[1]):
+        engine.scheduler.enqueue(r)
+    steps = 0
+    while True:
+        engine.logits.numpy()[:] = rng.standard_normal(engine.logits.numpy().shape) * 3
+        if not engine.step():
+            break
+        steps += 1
+        if steps == 4:
+            ruled[1].cancel()
+    for r in exact:
+        assert list(r.codes) == expected_codes(r)
+    for r in (ruled[0], *ruled[2:]):
+        assert r.status == "finished" and len(r.codes) == 20 and r.accepted_lens.sum() == 20
+        assert all(0 <= code < CODES for code in r.codes)
+    with pytest.raises(CancelledError):
+        ruled[1].raise_if_failed()
+    assert engine.scheduler.num_free_blocks == free
+
+
+def test_logits_that_are_no_numbers_fail_the_rule_that_reads_them():
+    engine = FakeEngine(max_tokens=24, max_logit_rows=20)
+    r, other = request([1], [2], 6, 1, draft_window=4), request([1], [2], 6, 2, draft_window=4)
+    r.draft_rule = "ratio"
+    engine.logits.numpy()[:] = np.nan
+    for each in (r, other):
+        engine.scheduler.enqueue(each)
+    engine.run()
+    with pytest.raises(NumericalError, match="image token 0"):
+        r.raise_if_failed()
+    assert list(other.codes) == expected_codes(other)
+
+
+def test_unknown_rule_is_refused():
+    with pytest.raises(InvalidRequestError, match="draft_rule: unknown: magic"):
+        request([1], [2], 4).draft_rule = "magic"

@@ -84,7 +84,7 @@ def generate(options) -> int:
             )
         told = _save_all(images, path)
     print(f"{told}  {time.perf_counter() - started:.2f} s")
-    if options.speculation in ("auto", "jacobi", "neighbours"):
+    if options.speculation not in (None, "none"):
         print(_speculation_report(images))
     return 0
 
@@ -253,10 +253,11 @@ def _add_generate(commands) -> None:
     )
     command.add_argument(
         "--speculation",
-        choices=["auto", "jacobi", "neighbours", "none"],
+        choices=["auto", "jacobi", "ratio", "simplear", "neighbours", "none"],
         help="guess codes ahead and verify several in a step: fewer steps, same pictures; auto: as many as pay (what the "
-        "engine does anyway), jacobi: always --draft-window, neighbours: keep near misses, too, which changes the picture; "
-        "all say afterwards how often guesses were right",
+        "engine does anyway), jacobi: always --draft-window; to compare with, and with other pictures: ratio (a test of "
+        "probabilities), simplear (SimpleAR's own rule), neighbours (keep near misses, too); all say afterwards how often "
+        "guesses were right",
     )
     command.add_argument(
         "--draft-window",

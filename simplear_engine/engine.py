@@ -220,8 +220,10 @@ class Engine:
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
         verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8); None: no guesses.
-        "neighbours" is inexact: it also keeps a guess one lattice step of the tokenizer beside the code drawn in its place, so
-        that the picture depends on guesses and may depend on the engine's load; the picture's metadata says so.
+        Three modes are inexact, to be compared with: the picture depends on guesses and may depend on the engine's load; its
+        metadata says so. "ratio" keeps a guess by its probability over that under which it was guessed, "simplear" is
+        SimpleAR's own rule (both: csrc/core/ratio_test.h; guesses "left" or "above"), "neighbours" also keeps a guess one
+        lattice step of the tokenizer beside the code drawn in its place.
         draft_source says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
         "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
@@ -404,18 +406,20 @@ class Engine:
         request.adapts_window = sampling.adapts_window and is_cpu
         request.draft_window = 1 if sampling.adapts_window and not is_cpu else sampling.draft_window
         request.draft_source = sampling.draft_source or ("context" if is_cpu and not sampling.inexact else "left")
-        if sampling.inexact:
-            request.relaxed_levels = self._levels(sampling.inexact)
         request.grid_width = sampling.grid[1]
+        if sampling.inexact:
+            self._relax(request, sampling.inexact)
         return request
 
-    def _levels(self, mode: str) -> list[int]:
-        """Of the image tokenizer's codes."""
+    def _relax(self, request, mode: str) -> None:
         if self.device != "cpu":
             raise UnsupportedError(f'speculation: "{mode}" runs on the CPU only, and this engine is on {self.device}')
-        if self._pixels is None:
+        if mode != "neighbours":
+            request.draft_rule = mode
+        elif self._pixels is None:
             raise UnsupportedError(f'speculation: "{mode}" needs an image tokenizer, whose codes it compares')
-        return list(self._pixels.levels)
+        else:
+            request.relaxed_levels = list(self._pixels.levels)
 
     def _run(self, requests: list, total: int, on_progress, collect: Callable[[int], None]) -> None:
         """Submits the requests as the queue has room, waits for all of them, collects each in order."""

@@ -15,8 +15,8 @@ MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
 MAX_DRAFT_WINDOW = 64
 DEFAULT_DRAFT_WINDOW = 8
-SPECULATIONS = (None, "auto", "jacobi", "neighbours")
-INEXACT = ("neighbours",)
+SPECULATIONS = (None, "auto", "jacobi", "ratio", "simplear", "neighbours")
+INEXACT = ("ratio", "simplear", "neighbours")
 DRAFT_SOURCES = ("context", "left", "above", "marginal", "previous")
 
 

@@ -37,6 +37,14 @@ py::array_t<T> to_array(const std::vector<T>& values) {
 }
 
 constexpr const char* kDraftSources[] = {"left", "above", "context", "marginal", "previous", "given"};
+constexpr const char* kDraftRules[] = {"equal", "ratio", "simplear"};
+
+template <size_t N>
+int32_t index_of(const char* const (&names)[N], const char* what, const std::string& name) {
+  const auto at = std::find(std::begin(names), std::end(names), name);
+  check(at != std::end(names), ErrorKind::kInvalidRequest, what, ": unknown: ", name);
+  return static_cast<int32_t>(at - std::begin(names));
+}
 
 // By place in the window: (drafts verified, drafts kept).
 py::tuple to_arrays(const DraftCounts& counts) {
@@ -87,9 +95,12 @@ void bind_engine(py::module_& m) {
       .def_property(
           "draft_source", [](const Request& r) { return kDraftSources[static_cast<int>(r.draft_source)]; },
           [](Request& r, const std::string& name) {
-            const auto at = std::find(std::begin(kDraftSources), std::end(kDraftSources), name);
-            check(at != std::end(kDraftSources), ErrorKind::kInvalidRequest, "draft_source: unknown: ", name);
-            r.draft_source = static_cast<DraftSource>(at - std::begin(kDraftSources));
+            r.draft_source = static_cast<DraftSource>(index_of(kDraftSources, "draft_source", name));
+          })
+      .def_property(
+          "draft_rule", [](const Request& r) { return kDraftRules[static_cast<int>(r.draft_rule)]; },
+          [](Request& r, const std::string& name) {
+            r.draft_rule = static_cast<DraftRule>(index_of(kDraftRules, "draft_rule", name));
           })
       .def_readwrite("relaxed_levels", &Request::relaxed_levels)
       .def_readwrite("proposal", &Request::proposal)

@@ -60,6 +60,7 @@ struct DraftState {
   const std::vector<int32_t>* codes = nullptr;     // known, in raster order
   const std::vector<int32_t>* proposal = nullptr;  // of kGiven
   std::vector<Redraw> redraws;                     // of the positions behind the known ones
+  std::vector<float> redraw_probs;                 // [redraws, codes] what they were drawn from; of ratio_test.h
   std::vector<Draft> drafts;                       // likewise
 };
 

@@ -14,6 +14,7 @@
 
 #include "core/check.h"
 #include "core/draft.h"
+#include "core/ratio_test.h"
 #include "core/tensor.h"
 
 namespace simplear {
@@ -33,6 +34,7 @@ struct Request {
   int32_t draft_window = 1;    // image tokens drawn in one step at most: the next one, and as many guesses less one
   bool adapts_window = false;  // as many of them as the step's cost and their chances justify
   DraftSource draft_source = DraftSource::kContext;
+  DraftRule draft_rule = DraftRule::kEqual;  // others: the picture depends on the drafts
   // Digits of a code by coordinate, where a draft is to be kept that is merely near what was redrawn (lattice.h): the
   // picture then depends on the drafts. Empty: drafts never change it.
   std::vector<int32_t> relaxed_levels;

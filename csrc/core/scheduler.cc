@@ -64,6 +64,8 @@ void Scheduler::enqueue(std::shared_ptr<Request> request) {
   for (int32_t digits : r.relaxed_levels)
     check(digits >= 1, invalid, "relaxed_levels: expected numbers of digits, got ", digits);
   check(r.draft_window >= 1, invalid, "draft_window: expected at least 1, got ", r.draft_window);
+  check(r.draft_rule == DraftRule::kEqual || !keeps_table(r.draft_source), invalid,
+        "draft_source: a rule that compares probabilities takes left or above, guesses of the image's own");
   check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
   int32_t blocks = 0;
   for (const Sequence& row : rows_of(r)) {
@@ -197,28 +199,38 @@ void Scheduler::schedule_scores(Running& running, StepPlan& plan) {
 }
 
 // The last known token of every row and `num_drafts` drafts behind it, and the draws at all of them.
-void Scheduler::append_draws(Running& running, int32_t num_drafts, StepPlan& plan) {
+void Scheduler::append_window(Running& running, int32_t num_drafts, StepPlan& plan) {
+  const int32_t num_places = num_drafts + 1, first_seq = plan.num_seqs;
+  running.first_logit_row = plan.num_logit_rows;
+  for (Sequence& row : running.rows) {
+    skip_filled(row);
+    append_rows(running, row, row.remaining() + num_drafts, plan);
+    for (int32_t i = 0; i < num_places; ++i)
+      append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - num_places + i);
+  }
+  if (running.request->draft_rule != DraftRule::kEqual) {
+    running.num_scores = plan.num_logit_rows - running.first_logit_row;
+    plan.num_scores += running.num_scores;
+    return;
+  }
+  append_draws(running, first_seq, num_places, plan);
+}
+
+// Draws from the sequences and rows of logits that a window has just added.
+void Scheduler::append_draws(Running& running, int32_t first_seq, int32_t num_draws, StepPlan& plan) {
   const Request& request = *running.request;
-  const int32_t num_draws = num_drafts + 1;
+  const bool is_guided = running.rows.size() == 2;
+  const int32_t window = plan.num_windows++;
+  append(plan.window_seqs, 2 * window, first_seq);
+  append(plan.window_seqs, 2 * window + 1, is_guided ? first_seq + 1 : -1);
   running.first_draw = plan.num_draws;
   running.num_draws = num_draws;
-  const int32_t window = plan.num_windows++;
-  append(plan.window_seqs, 2 * window + 1, int32_t{-1});
   append(plan.draft_source, window, static_cast<int32_t>(request.draft_source));
   append(plan.draft_width, window, request.grid_width);
-  for (size_t i = 0; i < running.rows.size(); ++i) {
-    Sequence& row = running.rows[i];
-    skip_filled(row);
-    append(plan.window_seqs, 2 * window + static_cast<int32_t>(i), plan.num_seqs);
-    append_rows(running, row, row.remaining() + num_drafts, plan);
-    for (int32_t d = 0; d < num_draws; ++d) {
-      append(i == 0 ? plan.cond_row : plan.uncond_row, running.first_draw + d, plan.num_logit_rows);
-      append(plan.logit_rows, plan.num_logit_rows++, plan.num_tokens - num_draws + d);
-    }
-  }
   for (int32_t d = 0; d < num_draws; ++d) {
-    const int32_t draw = plan.num_draws++;
-    if (running.rows.size() == 1) append(plan.uncond_row, draw, int32_t{-1});
+    const int32_t draw = plan.num_draws++, row = running.first_logit_row + d;
+    append(plan.cond_row, draw, row);
+    append(plan.uncond_row, draw, is_guided ? row + num_draws : -1);
     append(plan.guidance_scale, draw, request.guidance_scale);
     append(plan.temperature, draw, request.temperature);
     append(plan.top_k, draw, request.top_k);
@@ -253,7 +265,7 @@ void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows
   int32_t num_drafts = running.num_drafts_wanted;
   num_drafts = std::min(num_drafts, (std::min(tokens - wanted, logits - num_rows) - reserved_rows) / num_rows);
   num_drafts = std::min(num_drafts, step_limits_.max_draws - plan.num_draws - 1 - reserved_rows);
-  append_draws(running, std::max(num_drafts, 0), plan);
+  append_window(running, std::max(num_drafts, 0), plan);
 }
 
 // What every picture that is being drawn would verify if the step has room for it.
@@ -347,6 +359,55 @@ void Scheduler::fill(StepPlan& plan) {
     }
 }
 
+void Scheduler::take_scores(Running& running, std::span<const float> logits) {
+  Request& request = *running.request;
+  const size_t width = limits_.num_codes;
+  std::copy_n(logits.data() + running.first_logit_row * width, running.num_scores * width,
+              request.scores.as<float>() + running.first_score * width);
+  request.num_done = running.first_score + running.num_scores;
+}
+
+// What a step drew at the next places of an image.
+void Scheduler::take_codes(Running& running, std::span<const int32_t> codes, int32_t num_drafts,
+                           int32_t num_drafts_kept, const StepPlan& plan) {
+  Request& request = *running.request;
+  const auto number = static_cast<int32_t>(codes.size());
+  if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
+  request.codes.insert(request.codes.end(), codes.begin(), codes.end());
+  request.accepted_lens.push_back(number);
+  request.draft_counts.add(num_drafts, num_drafts_kept);
+  draft_counts_.add(num_drafts, num_drafts_kept);
+  request.num_done = static_cast<int32_t>(request.codes.size());
+  append(plan.last_code, running.slot, request.codes.back());
+  for (Sequence& row : running.rows) {
+    row.num_known += number;
+    // The drafts that were right have their keys and values already.
+    row.num_computed += number - 1;
+  }
+}
+
+// Applies a rule of ratio_test.h to what the network says of the drafts. False where it says no number.
+bool Scheduler::take_logits(Running& running, const StepPlan& plan, std::span<const float> logits) {
+  Request& request = *running.request;
+  const auto num_places = running.num_scores / static_cast<int32_t>(running.rows.size());
+  const size_t width = limits_.num_codes;
+  running.draft.drafts.resize(num_places - 1);
+  std::vector<float> p(num_places * width);
+  for (int32_t i = 0; i < num_places; ++i) {
+    const auto row = [&](size_t at) { return logits.subspan((running.first_logit_row + at) * width, width); };
+    const auto uncond = running.rows.size() == 2 ? row(num_places + i) : std::span<const float>();
+    if (!draw_distribution(row(i), uncond, request.guidance_scale, request.temperature, request.top_k, request.top_p,
+                           std::span(p).subspan(i * width, width)))
+      return false;
+  }
+  const Verdict verdict =
+      test_drafts(request.draft_rule, running.draft, p, limits_.num_codes, request.seed,
+                  static_cast<int32_t>(request.codes.size()), static_cast<int32_t>(request.accepted_lens.size()));
+  request.log_probs.insert(request.log_probs.end(), verdict.log_probs.begin(), verdict.log_probs.end());
+  take_codes(running, verdict.codes, num_places - 1, verdict.num_drafts_kept, plan);
+  return true;
+}
+
 // Keeps the drafts that were redrawn as they are, and the first token that was not. False when that is no number.
 bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   Request& request = *running.request;
@@ -354,25 +415,14 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   const std::span log_probs(plan.log_prob.as<float>() + running.first_draw, running.num_draws);
   running.draft.drafts.resize(running.num_draws - 1);
   const int32_t accepted = accepted_length(running.draft.drafts, drawn, request.relaxed_levels);
-  if (request.codes.empty()) request.first_token = std::chrono::steady_clock::now();
-  for (int32_t i = 0; i < accepted; ++i)
-    if (drawn[i] < 0) return false;
+  std::vector<int32_t> codes;
   for (int32_t i = 0; i < accepted; ++i) {
-    const int32_t kept = i + 1 < accepted ? running.draft.drafts[i].chosen.code : drawn[i];
-    request.codes.push_back(kept);
+    if (drawn[i] < 0) return false;
+    codes.push_back(i + 1 < accepted ? running.draft.drafts[i].chosen.code : drawn[i]);
     // Of a neighbour's probability nothing is known.
-    request.log_probs.push_back(kept == drawn[i] ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
+    request.log_probs.push_back(codes[i] == drawn[i] ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
   }
-  request.accepted_lens.push_back(accepted);
-  request.draft_counts.add(running.num_draws - 1, accepted - 1);
-  draft_counts_.add(running.num_draws - 1, accepted - 1);
-  request.num_done = static_cast<int32_t>(request.codes.size());
-  append(plan.last_code, running.slot, request.codes.back());
-  for (Sequence& row : running.rows) {
-    row.num_known += accepted;
-    // The drafts that were right have their keys and values already.
-    row.num_computed += accepted - 1;
-  }
+  take_codes(running, codes, running.num_draws - 1, accepted - 1, plan);
   take_redraws(running.draft, accepted, drawn, log_probs, acceptance_);
   if (learns_drafts_ && request.draft_window > 1) learn_codes(running.draft, accepted, context_table_);
   return true;
@@ -381,13 +431,11 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   std::erase_if(running_, [&](Running& running) {
     Request& request = *running.request;
-    if (running.num_scores > 0) {
-      const size_t width = limits_.num_codes;
-      std::copy_n(logits.data() + running.first_logit_row * width, running.num_scores * width,
-                  request.scores.as<float>() + running.first_score * width);
-      request.num_done = running.first_score + running.num_scores;
-    }
-    if (running.num_draws > 0 && !take_draws(running, plan)) {
+    bool is_number = true;
+    if (running.num_scores > 0 && request.is_scoring()) take_scores(running, logits);
+    else if (running.num_scores > 0) is_number = take_logits(running, plan, logits);
+    else if (running.num_draws > 0) is_number = take_draws(running, plan);
+    if (!is_number) {
       finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
              "the logits of image token " + std::to_string(request.codes.size()) +
                  " hold NaN or infinity: the weights or the guidance scale are out of range");

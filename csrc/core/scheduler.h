@@ -92,7 +92,7 @@ class Scheduler {
     int32_t slot = 0;
     DraftState draft;
     int32_t num_drafts_wanted = 0;
-    // Of the step under way.
+    // Of the step under way: draws, or rows of logits that are wanted whole, for scores or for a rule that draws here.
     int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
   };
@@ -107,8 +107,13 @@ class Scheduler {
   void schedule(Running& running, StepPlan& plan, int32_t reserved_rows);
   void schedule_scores(Running& running, StepPlan& plan);
   void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
-  void append_draws(Running& running, int32_t num_drafts, StepPlan& plan);
+  void append_window(Running& running, int32_t num_drafts, StepPlan& plan);
+  void append_draws(Running& running, int32_t first_seq, int32_t num_draws, StepPlan& plan);
+  void take_scores(Running& running, std::span<const float> logits);
   bool take_draws(Running& running, const StepPlan& plan);
+  bool take_logits(Running& running, const StepPlan& plan, std::span<const float> logits);
+  void take_codes(Running& running, std::span<const int32_t> codes, int32_t num_drafts, int32_t num_drafts_kept,
+                  const StepPlan& plan);
   void finish(Running& running, RequestStatus status, ErrorKind kind, const std::string& message);
 
   const SchedulerLimits limits_;
