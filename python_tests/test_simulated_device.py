@@ -92,6 +92,12 @@ def test_image_is_the_same_where_only_the_host_can_make_drafts(cpu, device):
         assert_same(draw(device, **options), expected)
 
 
+@pytest.mark.parametrize("mode", ["ratio", "simplear", "neighbours"])
+def test_inexact_modes_are_the_cpus(device, mode):
+    with pytest.raises(UnsupportedError, match=f'"{mode}" runs on the CPU only, and this engine is on simulated'):
+        draw(device, speculation=mode)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_image_is_the_one_that_the_cpu_draws_in_other_dtypes(dtype):
     with make_engine("cpu", dtype=dtype) as cpu, make_engine("simulated", dtype=dtype) as device:
