@@ -55,7 +55,7 @@ def reward(name: str, words: str, image_tokenizer: str) -> Command:
 
 def language_stage(name: str, stage: str, start: str | None = None) -> Command:
     started = ["--set", f"start={start}/model"] if start else []
-    return stage, ["--config", f"{name}-{stage}", *started, "--out", stage, "--resume"]
+    return stage.partition("-")[0], ["--config", f"{name}-{stage}", *started, "--out", stage, "--resume"]
 
 
 def data_stages(name: str) -> list[Command]:
@@ -78,9 +78,11 @@ def commands(name: str) -> list[Command]:
             language_stage(name, "pretrain"),
             scenes(name, "balanced", OWN, 1000, 100_000, "sft-tokens"),
             language_stage(name, "sft", "pretrain"),
+            scenes(name, "wide", OWN, 3000, 90_112, "wide-tokens"),
+            language_stage(name, "sft-wide", "sft"),
             prompts(name),
             reward(name, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
-            language_stage(name, "grpo", "sft"),
+            language_stage(name, "grpo", "sft-wide"),
         ]  # fmt: skip
     # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.
     return [
@@ -146,7 +148,8 @@ def main() -> None:
     run_all(commands(args.recipe), args.recipe, args.out)
     print()
     failures = []
-    runs = [run for run in ("tokenizer-run", "decoder-run", "pretrain", "sft", "grpo") if (args.out / run).exists()]
+    names = ("tokenizer-run", "decoder-run", "pretrain", "sft", "sft-wide", "grpo")
+    runs = [run for run in names if (args.out / run).exists()]
     for run in runs:
         key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
         first, last = first_and_last(args.out / run / "log.jsonl", key)
