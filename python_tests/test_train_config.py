@@ -1,5 +1,6 @@
 """Configs say everything, and say it right."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -113,3 +114,27 @@ def test_whole_numbers_are_numbers():
         ).loop.learning_rate
         == 1.0
     )
+
+
+def test_training_is_plotted_with_a_panel_for_each_log(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from simplear_train import plot_training
+
+    sft = [{"step": i, "visual_loss": 2 - i / 50, "validation": 1.0, "validation_unconditional": 2.0} for i in range(9)]
+    grpo = [{"step": i, "reward": i / 50 if i != 3 else None} for i in range(9)]
+    for name, rows in (("sft", [{"parameters": 5}, *sft]), ("grpo", grpo)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def width(*stages):
+        arguments = [word for stage in stages for word in ("--stage", f"{stage}={tmp_path / stage}")]
+        monkeypatch.setattr("sys.argv", ["plot_training", *arguments, "--out", str(tmp_path / "plot.png")])
+        plot_training.main()
+        with Image.open(tmp_path / "plot.png") as picture:
+            return picture.width
+
+    assert width("sft", "grpo") == 2 * width("grpo")
+    monkeypatch.setattr("sys.argv", ["plot_training", "--stage", "sft", "--out", "x.png"])
+    with pytest.raises(SystemExit):
+        plot_training.main()
