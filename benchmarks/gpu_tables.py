@@ -21,17 +21,22 @@ from simplear_engine import Engine, _C
 from simplear_engine.bench.machine import one_line, revision
 from simplear_engine.config import ModelConfig
 from simplear_engine.engine_options import open_backend
-from simplear_engine.kernels.op import FLOAT, all_ops
+from simplear_engine.kernels import float8
+from simplear_engine.kernels.op import all_ops
+from simplear_engine.testing.device_trial import cases_of
 from simplear_engine.testing.device_trial import DeviceTrial
 from simplear_engine.testing.random_checkpoint import SIZES
 from simplear_engine.weights import weight_specs
 
 CACHE_BYTES = 150 << 20  # three times the largest level-2 cache
-# (size, pixels of a side, pictures at once), the most telling first.
+BF16, FP8 = "bfloat16", float8.NAME
+# (size, weights, pixels of a side, pictures at once), the most telling first.
 IMAGES = [
-    ("0.5b", 512, 1), ("0.5b", 1024, 1), ("0.5b", 512, 8), ("0.5b", 512, 32), ("0.5b", 512, 128), ("1.5b", 512, 1),
-    ("1.5b", 1024, 1), ("0.5b", 1024, 8), ("0.5b", 1024, 32), ("0.5b", 1024, 128), ("1.5b", 512, 32),
-    ("1.5b", 512, 128), ("1.5b", 1024, 32),
+    ("0.5b", BF16, 512, 1), ("0.5b", BF16, 1024, 1), ("0.5b", FP8, 1024, 1), ("0.5b", BF16, 512, 8),
+    ("0.5b", BF16, 512, 32), ("0.5b", BF16, 512, 128), ("0.5b", FP8, 512, 128), ("1.5b", BF16, 512, 1),
+    ("1.5b", BF16, 1024, 1), ("1.5b", FP8, 1024, 1), ("0.5b", FP8, 512, 1), ("0.5b", BF16, 1024, 8),
+    ("0.5b", BF16, 1024, 32), ("0.5b", BF16, 1024, 128), ("1.5b", BF16, 512, 32), ("1.5b", BF16, 512, 128),
+    ("1.5b", BF16, 1024, 32),
 ]  # fmt: skip
 PROMPT, NEGATIVE = list(range(100, 170)), list(range(200, 230))
 
@@ -85,9 +90,7 @@ def ops(backend, found: dict, until: float) -> list[dict]:
         if "cuda" not in _C.cuda_op_impls().get(name, []):
             found["left_out"].append(f"op {name}: no CUDA kernel")
             continue
-        for case in op.bench_cases:
-            if case.dtypes.get("weight", "bfloat16") not in FLOAT:
-                continue
+        for case in cases_of(op.bench_cases):
             if time.monotonic() > until:
                 found["left_out"].append(f"op {name} {case.id}: no time")
                 continue
@@ -131,22 +134,22 @@ def model_config(size: str) -> ModelConfig:
 
 def images(device: str, found: dict, until: float) -> list[dict]:
     rows, engine, built = [], None, None
-    for size, pixels, count in IMAGES:
+    for size, dtype, pixels, count in IMAGES:
         if time.monotonic() > until:
-            found["left_out"].append(f"{size} {pixels} px x{count}: no time")
+            found["left_out"].append(f"{size} {dtype} {pixels} px x{count}: no time")
             continue
-        row = {"size": size, "pixels": pixels, "pictures": count, "dtype": "bfloat16"}
+        row = {"size": size, "pixels": pixels, "pictures": count, "dtype": dtype}
         try:
-            if built != (size, count):
+            if built != (size, dtype, count):
                 if engine is not None:
                     engine.close()
                 engine = None  # its memory goes before the next one's is taken
                 model = model_config(size)
                 engine = Engine.from_weights(
-                    model, random_tensors(model), device=device, dtype="bfloat16", max_pairs=count,
+                    model, random_tensors(model), device=device, dtype=dtype, max_pairs=count,
                     kv_cache_bytes=kv_bytes(model, count, pixels), max_queue=count,
                 )  # fmt: skip
-                built = (size, count)
+                built = (size, dtype, count)
             side = pixels // 16
             draw(engine, 1, side=4)
             before, cpu = engine.stats(), cpu_seconds()
@@ -168,7 +171,7 @@ def images(device: str, found: dict, until: float) -> list[dict]:
 def kv_bytes(model: ModelConfig, count: int, pixels: int) -> int:
     from simplear_engine.forward import cache_block_bytes
 
-    largest = max(other for size, other, pictures in IMAGES if pictures == count)
+    largest = max(other for _, _, other, pictures in IMAGES if pictures == count)
     blocks = 2 * count * (((max(largest, pixels) // 16) ** 2 + 128) // 16 + 1)
     return blocks * cache_block_bytes(model, "bfloat16")
 
@@ -202,11 +205,11 @@ def markdown(found: dict) -> str:
         lines.append(f"| {row['op']} | {row['case']} | {row['us']:.1f} | {row['gb_s']:.0f} | {share} |")
     lines += [
         "",
-        "| model | px | pictures | s | pictures/s | us a step | CPU us a step |",
-        "|---|---|---|---|---|---|---|",
+        "| model | weights | px | pictures | s | pictures/s | us a step | CPU us a step |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["images"]:
-        start = f"| {row['size']} | {row['pixels']} | {row['pictures']} |"
+        start = f"| {row['size']} | {row['dtype']} | {row['pixels']} | {row['pictures']} |"
         if "error" in row:
             lines.append(f"{start} {row['error']} | | | |")
         else:
@@ -228,9 +231,11 @@ def plot(found: dict, path: Path) -> None:
         return
     rows = [row for row in found["images"] if "error" not in row]
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for key in dict.fromkeys((row["size"], row["pixels"]) for row in rows):
-        mine = sorted((row["pictures"], row["pictures_s"]) for row in rows if (row["size"], row["pixels"]) == key)
-        axes.plot(*np.array(mine).T, marker="o", label=f"{key[0]}, {key[1]} px")
+    for key in dict.fromkeys((row["size"], row["dtype"], row["pixels"]) for row in rows):
+        mine = sorted(
+            (row["pictures"], row["pictures_s"]) for row in rows if (row["size"], row["dtype"], row["pixels"]) == key
+        )
+        axes.plot(*np.array(mine).T, marker="o", label=f"{key[0]}, {key[1]}, {key[2]} px")
     axes.set(xscale="log", yscale="log", xlabel="pictures at once", ylabel="pictures a second")
     axes.set_title(found["device"]["name"])
     if rows:

@@ -22,12 +22,14 @@ def decode(codes: np.ndarray) -> np.ndarray:
 
 def encode(values: np.ndarray) -> np.ndarray:
     """Finite float32 of magnitude <= 448 -> uint8, rounded to nearest even."""
-    magnitude = np.abs(np.asarray(values, np.float32))
-    exponent = np.frexp(np.maximum(magnitude, _SMALLEST_NORMAL))[1] - 1  # 2^exponent <= magnitude, from -6 on
-    steps = np.rint(magnitude * np.exp2((_MANTISSA_BITS - exponent).astype(np.float32))).astype(np.int32)
-    # A normal number has 8 to 15 steps of its exponent; 16 are the next exponent's 8, and the sum says so.
-    codes = np.where(magnitude < _SMALLEST_NORMAL, steps, (exponent + 7) * 8 + steps - 8)
-    return (codes | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    # 23 bits of mantissa become 3; what is carried over is the next exponent. The exponent's bias goes from 127 to 7.
+    codes = ((magnitude + np.uint32(0x7FFFF) + ((bits >> 20) & 1)) >> 20) - np.uint32((127 - 7) << _MANTISSA_BITS)
+    is_small = magnitude < _SMALLEST_NORMAL.view(np.uint32)
+    if is_small.any():
+        codes[is_small] = np.rint(magnitude[is_small].view(np.float32) * np.float32(2.0**9)).astype(np.uint32)
+    return (codes | (bits >> 24 & 128)).astype(np.uint8)
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,6 @@ for it and not before, and ends a barrier that not all reach in an error. It say
 cores add in an order of their own.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -16,8 +14,8 @@ from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import Case, all_ops
 from simplear_engine.kernels.packed_weight import ReferenceWeight
-from simplear_engine.kernels.quantization import QUANTIZED
 from simplear_engine.kernels.weight_tiles import pack_tiles
+from simplear_engine.testing.device_trial import cases_of
 from simplear_engine.testing.simt_trial import SimtTrial
 
 OPS = all_ops()
@@ -25,12 +23,7 @@ SIMULATED = [name for name, impls in _C.cuda_op_impls().items() if "simt" in imp
 
 
 def cases(name):
-    """What a GPU takes of an op's cases, and those with bfloat16 weights once more in float8."""
-    for case in OPS[name].test_cases:
-        if case.dtypes.get("weight") not in QUANTIZED:
-            yield case
-        if case.dtypes.get("weight") == "bfloat16":
-            yield replace(case, dtypes={**case.dtypes, "weight": float8.NAME})
+    return cases_of(OPS[name].test_cases)
 
 
 @pytest.fixture(scope="module")

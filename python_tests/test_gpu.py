@@ -11,7 +11,9 @@ import pytest
 
 from simplear_engine import Engine, _C, device_backend
 from simplear_engine.config import ModelConfig
+from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import all_ops
+from simplear_engine.testing.device_trial import DeviceTrial, cases_of
 from simplear_engine.weights import weight_specs
 
 pytestmark = pytest.mark.skipif(not _C.cuda_devices()[0], reason=f"no GPU: {_C.cuda_devices()[1]}")
@@ -30,9 +32,8 @@ KERNELS = [name for name, impls in _C.cuda_op_impls().items() if "cuda" in impls
 
 def cases():
     for name in KERNELS:
-        for case in OPS[name].test_cases:
-            if case.dtypes.get("weight") not in ("int8", "int4"):
-                yield pytest.param(name, case, id=f"{name}-{case.id}")
+        for case in cases_of(OPS[name].test_cases):
+            yield pytest.param(name, case, id=f"{name}-{case.id}")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,6 @@ def backend():
 
 @pytest.mark.parametrize("name, case", list(cases()))
 def test_kernel_matches_reference(name, case, backend):
-    from simplear_engine.testing.device_trial import DeviceTrial
-
     trial = DeviceTrial(OPS[name], "cuda", case, backend)
     trial.run()
     trial.check()
@@ -92,7 +91,7 @@ def crowd(engine, count=9):
     return images
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", float8.NAME])
 def test_image_is_the_same_alone_in_a_crowd_and_speculated(dtype):
     with make_engine(dtype=dtype) as engine:
         alone = [draw(engine, seed=i, prompt_length=5 + 20 * i, side=6 + i) for i in range(9)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from simplear_engine import CancelledError, CapacityError, Engine, NumericalErro
 from simplear_engine.config import ModelConfig
 from simplear_engine.engine_options import check_gpu, open_backend
 from simplear_engine.errors import InternalError, InvalidRequestError
+from simplear_engine.kernels import float8
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -202,6 +204,58 @@ def test_kernels_draw_the_same_image_alone_in_a_crowd_and_speculated(monkeypatch
     for image, other in zip(alone, expected, strict=True):
         np.testing.assert_array_equal(image.tokens, other.tokens)
         np.testing.assert_allclose(image.log_probs, other.log_probs, atol=1e-4 if dtype == "float32" else 0.05)
+
+
+def rounded_to_float8(weight):
+    codes, scales = float8.quantize_rows(weight)
+    return float8.decode(codes) * scales[:, None]
+
+
+def test_float8_draws_what_its_rounded_weights_draw(monkeypatch):
+    weights = random_weights()
+    # The head is rounded; the table of embeddings, which is the same tensor, is not.
+    rounded = {"lm_head.weight": rounded_to_float8(weights["model.embed_tokens.weight"])}
+    for name, weight in weights.items():
+        is_rounded = weight.ndim == 2 and name != "model.embed_tokens.weight"
+        rounded[name] = rounded_to_float8(weight) if is_rounded else weight
+    prompt = {"prompt_length": 4, "side": 3}
+    with Engine.from_weights(replace(CONFIG, tie_word_embeddings=False), rounded, device="cpu", threads=1) as cpu:
+        expected = [draw(cpu, seed=seed, **prompt) for seed in range(3)]
+        scores = cpu.score_from_ids([1, 2] * 4, expected[0].tokens)
+    with make_engine("cpu", weights) as cpu:
+        unrounded = cpu.score_from_ids([1, 2] * 4, expected[0].tokens)
+    monkeypatch.setenv("SIMPLEAR_OPS", ",".join(f"{name}=simt" for name in KERNELS if name in OPS_OF_A_STEP))
+    with make_engine("simulated", weights, dtype=float8.NAME, max_pairs=3) as device:
+        assert device.dtype == float8.NAME
+        alone = [draw(device, seed=seed, **prompt) for seed in range(3)]
+        assert_same(draw(device, seed=0, speculation="jacobi", draft_window=4, **prompt), alone[0])
+        scored = device.score_from_ids([1, 2] * 4, expected[0].tokens)
+        device.weights_changed()
+        assert_same(draw(device, seed=0, **prompt), alone[0])
+    for image, other in zip(alone, expected, strict=True):
+        np.testing.assert_array_equal(image.tokens, other.tokens)
+    # What is left is the rounding of activations to bfloat16; that of the weights is several times as much.
+    assert np.abs(scored - scores).max() < 0.12 < np.abs(unrounded - scores).max() / 3
+
+
+@pytest.mark.parametrize(
+    "device, dtype, impl, error, message",
+    [
+        (
+            "cpu",
+            float8.NAME,
+            "",
+            InvalidRequestError,
+            "dtype: expected auto, .* int8 or int4 on cpu, got 'float8_e4m3'",
+        ),
+        ("simulated", float8.NAME, "", UnsupportedError, "linear as .* takes float32, .*int4, got float8_e4m3"),
+        ("simulated", "int8", "linear=simt", UnsupportedError, "linear as simt takes .* float8_e4m3, got int8"),
+    ],
+)
+def test_dtype_that_the_kernels_do_not_take_is_refused(monkeypatch, device, dtype, impl, error, message):
+    monkeypatch.setenv("SIMPLEAR_OPS", impl)
+    with pytest.raises(error, match=message):
+        make_engine(device, dtype=dtype)
 
 
 # ---------------------------------------------------------------- the host stays out of the way

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 
 from simplear_engine import _C
 from simplear_engine.errors import InvalidRequestError, UnsupportedError
+from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import all_ops
 from simplear_engine.kernels.packed_weight import PackedWeight, pack, pack_again
 
-# What weights may be kept in, and what activations on their way into a product and the KV cache then are.
+# What weights may be kept in on a CPU, and what activations on their way into a product and the KV cache then are.
 DTYPES = ("float32", "bfloat16", "int8", "int4")
-ACTIVATION_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "float32", "int4": "float32"}
-CACHE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
+GPU_DTYPES = ("float32", "bfloat16", float8.NAME)
+ACTIVATION_DTYPES = {
+    "float32": "float32", "bfloat16": "bfloat16", "int8": "float32", "int4": "float32", float8.NAME: "bfloat16",
+}  # fmt: skip
+CACHE_DTYPES = {
+    "float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16", float8.NAME: "bfloat16",
+}  # fmt: skip
 KV_DTYPES = ("float32", "bfloat16", "int8")
 MAX_THREADS = 1024
 
@@ -45,6 +51,7 @@ class CpuBackend:
     """Threads and the choice of kernels on this processor."""
 
     device = "cpu"
+    dtypes: tuple[str, ...] = DTYPES
 
     def __init__(self, threads: int | None = None):
         """threads: None takes the physical cores that this process may use."""

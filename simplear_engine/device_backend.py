@@ -9,9 +9,10 @@ import importlib.util
 import numpy as np
 
 from simplear_engine import _C
-from simplear_engine.backend import CpuBackend
+from simplear_engine.backend import DTYPES, GPU_DTYPES, CpuBackend
 from simplear_engine.errors import UnsupportedError
-from simplear_engine.kernels.op import FLOAT, all_ops
+from simplear_engine.kernels import float8
+from simplear_engine.kernels.op import all_ops
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.weight_tiles import pack_tiles
 
@@ -49,6 +50,7 @@ class DeviceBackend(CpuBackend):
         self._device = device
         self.device = device.name
         self._is_simulated = self.device.startswith("simulated")
+        self.dtypes = tuple(dict.fromkeys((*DTYPES, *GPU_DTYPES))) if self._is_simulated else GPU_DTYPES
         self._buckets: list[dict] = []  # sizes of steps
         self._workspaces: list[_C.Tensor] = []  # of kernels that Triton compiled; the last one is the largest
         super().__init__(threads)
@@ -118,11 +120,16 @@ class DeviceBackend(CpuBackend):
 
     def _packed_on_host(self, op: str, parts, dtype: str, interleaved: bool) -> PackedWeight:
         parts = [self._on_host(part) for part in parts]
-        if self.implementation(op) not in TILED:
+        is_tiled = self.implementation(op) in TILED
+        takes = GPU_DTYPES if is_tiled else DTYPES
+        if dtype not in takes:
+            raise UnsupportedError(
+                f"dtype: {op} as {self.implementation(op)} takes {', '.join(takes[:-1])} or {takes[-1]}, got {dtype}"
+            )
+        if not is_tiled:
             return super().pack(op, parts, dtype, interleaved)
-        if dtype not in FLOAT:
-            raise UnsupportedError(f"dtype: {self.device} computes in {' or '.join(FLOAT)}, got {dtype}")
-        matrices = [self._as_array(part, dtype) for part in parts]
+        # float8 has a scale for each row, which is chosen from all of its digits.
+        matrices = [self._as_array(part, "float32" if dtype == float8.NAME else dtype) for part in parts]
         return pack_tiles(matrices if interleaved else [np.concatenate(matrices)], dtype)
 
     def _as_array(self, tensor: _C.Tensor, dtype: str) -> np.ndarray:

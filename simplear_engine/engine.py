@@ -73,9 +73,10 @@ class Engine:
     ) -> "Engine":  # fmt: skip
         """Loads a checkpoint: "default" (the embedded model), a folder, or a hub id.
 
-        device: "auto" (the first GPU, or the CPU where there is none), "cpu", "cuda" or "cuda:1". dtype: what weights are kept in: "float32", "bfloat16", "int8" (a scale a row), "int4"
-        (a scale for 32), or "auto" for what the checkpoint is stored in (bfloat16 for float16). The last two are
-        rounded from the same checkpoint at load; docs/quantization.md says what that costs. kv_dtype: what keys and
+        device: "auto" (the first GPU, or the CPU where there is none), "cpu", "cuda" or "cuda:1". dtype: what weights are
+        kept in: "float32", "bfloat16", on a CPU "int8" (a scale a row) or "int4" (a scale for 32), on a GPU "float8_e4m3" (a
+        scale a row), or "auto" for what the checkpoint is stored in (bfloat16 for float16). All are rounded from the same
+        checkpoint at load; docs/quantization.md says what that costs on a CPU. kv_dtype: what keys and
         values are kept in: "float32", "bfloat16", "int8" (a scale for each token and head), or "auto" for float32 beside
         float32 weights and bfloat16 beside others. image_tokenizer: a folder or file that holds it, where the
         checkpoint's own `vq/` is not to be used. kv_cache_bytes: memory for keys and values; by default enough for
@@ -90,7 +91,7 @@ class Engine:
 
         backend = open_backend(device, threads)
         checkpoint = load_checkpoint(resolve(model, revision))
-        dtype = check_dtype(dtype, checkpoint.stored_dtype)
+        dtype = check_dtype(dtype, checkpoint.stored_dtype, backend)
         tensors = {}
         for name, stored in checkpoint.tensors.items():
             tensors[name] = _C.Tensor.from_numpy(stored.data, stored.dtype)
@@ -136,7 +137,7 @@ class Engine:
                 faults.append(f"{name}: expected shape {list(spec.shape)}, found {list(tensors[name].shape)}")
         if faults:
             raise InvalidRequestError("weights do not fit the configuration:\n  " + "\n  ".join(faults))
-        dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype)
+        dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype, backend)
         return cls(
             config, tensors, dtype, backend, defaults=defaults or GenerationDefaults(), text=text,
             name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype),

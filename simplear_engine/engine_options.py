@@ -74,14 +74,13 @@ def _cuda_version(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def check_dtype(dtype: str, stored: str) -> str:
+def check_dtype(dtype: str, stored: str, backend) -> str:
     """The dtype to compute in; "auto" follows what is stored, with bfloat16 for float16."""
-    from simplear_engine.backend import DTYPES
-
     if dtype == "auto":
         return "float32" if stored == "float32" else "bfloat16"
-    if dtype not in DTYPES:
-        raise InvalidRequestError(f"dtype: expected auto, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype!r}")
+    if dtype not in backend.dtypes:
+        expected = f"{', '.join(backend.dtypes[:-1])} or {backend.dtypes[-1]}"
+        raise InvalidRequestError(f"dtype: expected auto, {expected} on {backend.device}, got {dtype!r}")
     return dtype
 
 

@@ -27,7 +27,7 @@ class Layer:
 
 
 class ModelWeights:
-    """Weights of `config` ready for the ops, matrices in `dtype` ("float32", "bfloat16", "int8" or "int4").
+    """Weights of `config` ready for the ops, matrices in `dtype`, one of `backend.dtypes`.
 
     tensors: canonical name (weights.weight_specs) -> `_C.Tensor` of any float type; borrowed for the life of this object.
     """

@@ -1,12 +1,26 @@
 """A trial of an op on a device: as op_trial.Trial, with the arguments in the device's memory."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
 import numpy as np
 
 from simplear_engine.device_backend import TILED, DeviceBackend
-from simplear_engine.kernels.op import Case, Op
+from simplear_engine.kernels import float8
+from simplear_engine.kernels.op import FLOAT, Case, Op
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.weight_tiles import pack_tiles
 from simplear_engine.testing.op_trial import Trial
+
+
+def cases_of(cases: Iterable[Case]) -> Iterator[Case]:
+    """What a GPU takes of an op's cases, and those with bfloat16 weights once more in float8."""
+    for case in cases:
+        weight = case.dtypes.get("weight")
+        if weight in (None, *FLOAT):
+            yield case
+        if weight == "bfloat16":
+            yield replace(case, dtypes={**case.dtypes, "weight": float8.NAME})
 
 
 class DeviceTrial(Trial):
