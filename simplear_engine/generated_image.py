@@ -64,6 +64,12 @@ class GeneratedImage:
 
         save_png(self.pil, path, metadata_for(self))
 
+    def png(self) -> bytes:
+        """What `save` writes."""
+        from simplear_engine.png import metadata_for, png_bytes
+
+        return png_bytes(self.pil, metadata_for(self))
+
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """float32 [3, H, W] in [-1, 1] -> uint8 [H, W, 3], clamped, rounded half up, computed in float32."""

@@ -6,6 +6,7 @@ JSON with every value exactly. Latin-1 text becomes tEXt, other text iTXt. A pro
 first picture is handled. Nothing here knows how pictures come to be.
 """
 
+import io
 import json
 import math
 import unicodedata
@@ -22,17 +23,25 @@ def save_png(pil_image, path, metadata: dict[str, str] | None = None) -> None:
 
     InvalidRequestError where the name does not end in .png or the folder is missing or not writable.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
+    data = png_bytes(pil_image, metadata)
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def png_bytes(pil_image, metadata: dict[str, str] | None = None) -> bytes:
+    """`pil_image` as PNG, with one text chunk per item of `metadata`."""
+    from PIL.PngImagePlugin import PngInfo
+
     chunks = PngInfo()
     for key, value in (metadata or {}).items():
         # Chooses tEXt or iTXt by whether the text is Latin-1. NUL ends a chunk's text, so it cannot stand in one.
         chunks.add_text(key, value.replace("\0", " "))
-    with atomic_writer(path) as file:
-        pil_image.save(file, format="PNG", pnginfo=chunks)
+    file = io.BytesIO()
+    pil_image.save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
 
 
 def metadata_for(image) -> dict[str, str]:
