@@ -119,6 +119,18 @@ def test_images_are_those_of_the_cpu_as_far_as_rounding_allows():
     np.testing.assert_allclose(image.log_probs.reshape(-1)[:until], expected.log_probs.reshape(-1)[:until], atol=5e-3)
 
 
+def test_pixels_are_those_of_the_cpu_but_for_rounding():
+    pytest.importorskip("triton")
+    with (
+        Engine.from_pretrained("default", device="cuda") as gpu,
+        Engine.from_pretrained("default", device="cpu") as cpu,
+    ):
+        codes = cpu.generate("a red apple", seed=3)[0].tokens
+        decoded = [engine._pixels.start(codes, {}).result() for engine in (gpu, cpu, gpu)]
+    np.testing.assert_array_equal(decoded[0], decoded[2])
+    assert np.abs(decoded[0] - decoded[1]).mean() < 0.01
+
+
 # ---------------------------------------------------------------- overlapping kernels
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from simplear_engine import CancelledError, CapacityError, Engine, NumericalError, UnsupportedError, _C, device_backend
 from simplear_engine.config import ModelConfig
-from simplear_engine.engine_options import check_gpu, open_backend
+from simplear_engine.engine_options import check_gpu, open_backend, where_pixels_are_decoded
 from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.kernels import float8
 from simplear_engine.weights import weight_specs
@@ -86,6 +86,29 @@ def test_image_is_the_one_that_the_cpu_draws(cpu, device, options):
     assert_same(image, expected)
     if options.get("draft_source") == "left" or "speculation" not in options:
         assert image.num_steps == expected.num_steps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pixels_are_decoded_on_the_device_and_are_the_cpus(dtype):
+    options = {"dtype": dtype, "threads": 1, "max_pairs": 2}
+    with (
+        Engine.from_pretrained("default", device="cpu", **options) as cpu,
+        Engine.from_pretrained("default", device="simulated", **options) as device,
+    ):
+        for side in (64, 128, 64):
+            asked = {"seed": 1, "num_images": 3, "height": side, "width": side}
+            images, expected = (engine.generate("a red apple", **asked) for engine in (device, cpu))
+            for image, other in zip(images, expected, strict=True):
+                np.testing.assert_array_equal(image.pixels, other.pixels)
+
+
+def test_pixels_are_the_cpus_where_triton_is_missing(monkeypatch, caplog):
+    monkeypatch.setattr(device_backend, "has_triton", lambda op: False)
+    assert where_pixels_are_decoded(SimpleNamespace(is_simulated=True, device="simulated:0")) == "simulated:0"
+    assert where_pixels_are_decoded(SimpleNamespace(is_simulated=False, device="cuda:0")) == "cpu"
+    assert "pip install triton" in caplog.text
+    monkeypatch.setattr(device_backend, "has_triton", lambda op: True)
+    assert where_pixels_are_decoded(SimpleNamespace(is_simulated=False, device="cuda:0")) == "cuda:0"
 
 
 def test_image_is_the_same_where_only_the_host_can_make_drafts(cpu, device):

@@ -49,11 +49,16 @@ class DeviceBackend(CpuBackend):
     def __init__(self, device: _C.Device, threads: int | None = None):
         self._device = device
         self.device = device.name
-        self._is_simulated = self.device.startswith("simulated")
-        self.dtypes = tuple(dict.fromkeys((*DTYPES, *GPU_DTYPES))) if self._is_simulated else GPU_DTYPES
+        self.is_simulated = self.device.startswith("simulated")
+        self.dtypes = tuple(dict.fromkeys((*DTYPES, *GPU_DTYPES))) if self.is_simulated else GPU_DTYPES
         self._buckets: list[dict] = []  # sizes of steps
         self._workspaces: list[_C.Tensor] = []  # of kernels that Triton compiled; the last one is the largest
         super().__init__(threads)
+
+    def another(self) -> "DeviceBackend":
+        """The same device for programs of another kind, with streams of its own and one thread of the host."""
+        kind, _, index = self.device.partition(":")
+        return DeviceBackend(_C.Device(kind, int(index or 0)), threads=1)
 
     @property
     def properties(self) -> dict:
@@ -62,7 +67,7 @@ class DeviceBackend(CpuBackend):
 
     def known_implementations(self) -> dict[str, list[str]]:
         kernels = _C.cuda_op_impls()
-        if not self._is_simulated:
+        if not self.is_simulated:
             return {
                 op: [*(impl for impl in kernels.get(op, []) if impl == "cuda"), *(["triton"] if has_triton(op) else [])]
                 for op in all_ops()
@@ -73,7 +78,7 @@ class DeviceBackend(CpuBackend):
         }
 
     def implementation(self, op: str) -> str:
-        return self._forced.get(op, self.isa if self._is_simulated else "cuda")
+        return self._forced.get(op, self.isa if self.is_simulated else "cuda")
 
     def free_bytes(self) -> int:
         return self._device.free_memory

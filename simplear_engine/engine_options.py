@@ -112,13 +112,31 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     path = Path(path)
     from simplear_engine.backend import CACHE_DTYPES
     from simplear_engine.image import CosmosTokenizer
+    from simplear_engine.image.backend import CpuBackend, DeviceBackend
+    from simplear_engine.image.source import open_tokenizer
 
-    tokenizer = CosmosTokenizer.from_pretrained(path, dtype=CACHE_DTYPES[dtype], pool=backend.pool)
+    decodes_on = "cpu" if backend.device == "cpu" else where_pixels_are_decoded(backend)
+    network = (
+        CpuBackend(CACHE_DTYPES[dtype], pool=backend.pool)
+        if decodes_on == "cpu"
+        else DeviceBackend(CACHE_DTYPES[dtype], backend.another())
+    )
+    tokenizer = CosmosTokenizer(open_tokenizer(path), network)
     if tokenizer.num_codes < checkpoint.model.num_codes:
         raise CheckpointError(
             f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
         )
     return tokenizer
+
+
+def where_pixels_are_decoded(backend) -> str:
+    """The device's name, or "cpu" where it is a GPU and Triton, which compiles the decoder's kernels, is not installed."""
+    from simplear_engine.device_backend import has_triton
+
+    if backend.is_simulated or has_triton("conv2d"):
+        return backend.device
+    _log.warning("Triton is not installed: pictures are decoded on the CPU; pip install triton brings them to the GPU")
+    return "cpu"
 
 
 def num_cache_blocks(

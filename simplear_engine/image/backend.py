@@ -1,7 +1,9 @@
-"""What computes: packs weights and prepares a network for a size. The C++ kernels, Triton, or NumPy as the reference."""
+"""What computes: packs weights and prepares a network for a size. The C++ kernels, Triton with torch or by the engine's own
+driver, or NumPy as the reference."""
 
 import importlib.util
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -9,8 +11,9 @@ from simplear_engine import _C
 from simplear_engine.errors import UnsupportedError
 from simplear_engine.image import fsq
 from simplear_engine.image.packing import KernelPacker, plain_kernels
-from simplear_engine.image.recording import Recording
+from simplear_engine.image.recording import DeviceMemory, Recording
 from simplear_engine.image.reference_ops import ReferenceOps
+from simplear_engine.kernels import conv2d
 from simplear_engine.kernels.fsq_decode import OP as FSQ_DECODE
 
 
@@ -68,6 +71,40 @@ class TritonBackend:
             program.read_back(recording.output)
 
         return Recording(shape, run_network, self.dtype, program, "triton", run)
+
+
+class DeviceBackend:
+    """An engine's device: kernels that Triton compiles, or on the simulated one the CPU's, started by the engine's driver on
+    a stream of their own, so that pictures are decoded beside the steps of others."""
+
+    def __init__(self, dtype: str, backend):
+        """backend: device_backend.DeviceBackend, for nobody else's programs."""
+        self.dtype = dtype
+        self._backend = backend
+        self._impl = backend.isa if backend.is_simulated else "triton"
+        self.packer = KernelPacker(dtype, backend.pool, conv2d.pack if backend.is_simulated else plain_kernels)
+        self._resident: dict[tuple, tuple[_C.Tensor, _C.Tensor]] = {}  # weights: on the host, on the device
+
+    codes_of = staticmethod(fsq.decode)
+
+    def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
+        program = self._backend.new_program()
+        calls = SimpleNamespace(add=lambda op, impl, fields: self._add(program, op, impl, fields))
+        run = lambda recording: program.run()  # noqa: E731
+        return Recording(shape, run_network, self.dtype, calls, self._impl, run, DeviceMemory(self._backend))
+
+    def _add(self, program, op: str, impl: str, fields: dict) -> None:
+        fields = {name: self._moved(value) if isinstance(value, _C.Tensor) else value for name, value in fields.items()}
+        self._backend.add(program, op, fields, impl)
+
+    def _moved(self, tensor: _C.Tensor) -> _C.Tensor:
+        """`tensor` on the device."""
+        if tensor.device == self._backend.device:
+            return tensor
+        key = tensor.address, tensor.dtype, tuple(tensor.shape)
+        if key not in self._resident:
+            self._resident[key] = tensor, self._backend.upload(tensor)
+        return self._resident[key][1]
 
 
 class ReferenceBackend:

@@ -5,6 +5,7 @@ gives its memory to the next one, so that the order of calls in network.py alone
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -14,14 +15,69 @@ from simplear_engine.image.network import Conv, Norm, Upsample
 from simplear_engine.kernels.op import all_ops
 
 
+class HostMemory:
+    """Blocks of host memory, each as large as the largest activation that it ever holds."""
+
+    def __init__(self):
+        self._free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...], dtype: str) -> tuple[_C.Tensor, np.ndarray]:
+        """A tensor, and what to give back when nobody needs it."""
+        storage = dtypes.STORAGE[dtype]
+        size = math.prod(shape) * storage.itemsize
+        fitting = [i for i, block in enumerate(self._free) if len(block) >= size]
+        if fitting:
+            block = self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
+        else:
+            block = _C.Tensor.zeros([size], "uint8").numpy()
+        return _C.Tensor.from_numpy(block[:size].view(storage).reshape(shape), dtype), block
+
+    def give_back(self, block: np.ndarray) -> None:
+        self._free.append(block)
+
+    def write(self, tensor: _C.Tensor, values: np.ndarray) -> None:
+        tensor.numpy()[...] = values
+
+    def read(self, tensor: _C.Tensor) -> np.ndarray:
+        return tensor.numpy()
+
+
+class DeviceMemory:
+    """Memory of a device; an activation goes where one of its shape has been, of which there are few shapes."""
+
+    def __init__(self, backend):
+        self._backend = backend
+        self._free: dict[tuple, list[_C.Tensor]] = defaultdict(list)
+
+    def take(self, shape: tuple[int, ...], dtype: str) -> tuple[_C.Tensor, _C.Tensor]:
+        free = self._free[shape, dtype]
+        tensor = free.pop() if free else self._backend.zeros(shape, dtype)
+        return tensor, tensor
+
+    def give_back(self, tensor: _C.Tensor) -> None:
+        self._free[tuple(tensor.shape), tensor.dtype].append(tensor)
+
+    def write(self, tensor: _C.Tensor, values: np.ndarray) -> None:
+        self._backend.copy(_C.Tensor.from_numpy(np.ascontiguousarray(values, np.float32)), tensor)
+
+    def read(self, tensor: _C.Tensor) -> np.ndarray:
+        host = _C.Tensor.zeros(tensor.shape, tensor.dtype)
+        self._backend.copy(tensor, host)
+        return host.numpy()
+
+
 class Recording:
     """`run_network(ops, x)` recorded for an input of `shape`; called, it maps float32 to float32 arrays.
 
-    program: what the calls of implementation `impl` are added to. run(recording): carries them out.
+    program: what the calls of implementation `impl` are added to. run(recording): carries them out. memory: where activations
+    lie.
     """
 
-    def __init__(self, shape: tuple[int, ...], run_network: Callable, dtype: str, program, impl: str, run: Callable):
-        ops = _RecordingOps(dtype, program, impl)
+    def __init__(
+        self, shape: tuple[int, ...], run_network: Callable, dtype: str, program, impl: str, run: Callable, memory=None
+    ):  # fmt: skip
+        self._memory = memory or HostMemory()
+        ops = _RecordingOps(dtype, program, impl, self._memory)
         first = ops.new(shape, "float32")
         last = run_network(ops, first)
         self._kept = first, last  # nobody else gets their memory
@@ -30,40 +86,31 @@ class Recording:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The result is a view that the next call overwrites."""
-        self.input.numpy()[...] = x
+        self._memory.write(self.input, x)
         self._run(self)
-        return self.output.numpy()
+        return self._memory.read(self.output)
 
 
 class _Activation:
-    """A tensor of the recording: what an op's argument must have, and the block of memory it lies in."""
+    """A tensor of the recording: what an op's argument must have, and its memory."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, block: np.ndarray, free_blocks: list):
-        elements = block[: math.prod(shape) * dtypes.STORAGE[dtype].itemsize].view(dtypes.STORAGE[dtype])
-        self.shape, self.dtype = shape, dtype
-        self.storage = _C.Tensor.from_numpy(elements.reshape(shape), dtype)
-        self._block, self._free_blocks = block, free_blocks
+    def __init__(self, shape: tuple[int, ...], dtype: str, memory):
+        self.shape, self.dtype, self._memory = shape, dtype, memory
+        self.storage, self._lent = memory.take(shape, dtype)
 
     def __del__(self):
-        self._free_blocks.append(self._block)
+        self._memory.give_back(self._lent)
 
 
 class _RecordingOps:
     """The op table of network.py that appends calls to a program."""
 
-    def __init__(self, dtype: str, program, impl: str):
+    def __init__(self, dtype: str, program, impl: str, memory):
         self.dtype = dtype
-        self._program, self._impl = program, impl
-        self._free_blocks: list[np.ndarray] = []
+        self._program, self._impl, self._memory = program, impl, memory
 
     def new(self, shape: tuple[int, ...], dtype: str) -> _Activation:
-        size = math.prod(shape) * dtypes.STORAGE[dtype].itemsize
-        fitting = [i for i, block in enumerate(self._free_blocks) if len(block) >= size]
-        if fitting:
-            block = self._free_blocks.pop(min(fitting, key=lambda i: len(self._free_blocks[i])))
-        else:
-            block = _C.Tensor.zeros([size], "uint8").numpy()
-        return _Activation(shape, dtype, block, self._free_blocks)
+        return _Activation(shape, dtype, self._memory)
 
     def conv2d(self, x: _Activation, conv: Conv, residual: _Activation | None, output_dtype: str | None = None):
         batch, height, width, _ = x.shape
