@@ -6,7 +6,7 @@
 #   OUT=/tmp/results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
 #
 # Stages: build, ops (CUDA kernels against references), images (whole images against the CPU's, alone, batched,
-# speculated), edges (kernels that begin early, behind delays), tables (times), triton (Triton's kernels against
+# speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), triton (Triton's kernels against
 # references), sanitize (compute-sanitizer, where it is installed). When the nine minutes are over, what is left is cut
 # short and counts as failed. A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
 # downloaded: setuptools, pybind11, cmake, ninja, pytest and the packages of the engine must be present.

@@ -54,12 +54,13 @@ def main() -> int:
     print(f"{found['device']['name']}: read {found['read_gb_s']} GB/s, copy {found['copy_gb_s']} GB/s", flush=True)
     found["ops"] = ops(backend, found, time.monotonic() + options.seconds / 4)
     found["images"] = images(options.device, found, until)
+    found["peers"] = peers(options.device, found, until)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     (options.out / "gpu.md").write_text(markdown(found))
     plot(found, options.out / "gpu.png")
     print(markdown(found))
-    return 1 if any("error" in row for row in found["ops"] + found["images"]) else 0
+    return 1 if any("error" in row for row in found["ops"] + found["images"] + found["peers"]) else 0
 
 
 def bandwidths() -> tuple[float | None, float | None]:
@@ -168,6 +169,41 @@ def images(device: str, found: dict, until: float) -> list[dict]:
     return rows
 
 
+def peers(device: str, found: dict, until: float) -> list[dict]:
+    """The same decoder in plain torch, one guided picture: us a step over the positions of 512 px."""
+    try:
+        import torch
+        from torch_decoder import TorchDecoder
+    except ImportError as error:
+        found["left_out"].append(f"peers: {error}")
+        return []
+    model, rows = model_config("0.5b"), []
+    tensors = random_tensors(model)
+    with Engine.from_weights(
+        model, tensors, device=device, dtype=BF16, max_pairs=1, kv_cache_bytes=kv_bytes(model, 1, 512)
+    ) as engine:
+        wanted = engine.score_from_ids(PROMPT, np.zeros(1, np.int64))[0]
+    for compiled in (False, True):
+        name = "torch, a graph a step" + (", compiled" if compiled else "")
+        if time.monotonic() > until:
+            found["left_out"].append(f"{name}: no time")
+            continue
+        row = {"peer": name}
+        try:
+            decoder = TorchDecoder(model, tensors, 2, len(PROMPT) + 1024 + 8)
+            logits = decoder.read(PROMPT)[0].cpu().numpy()
+            difference = np.abs(logits - wanted).max() / wanted.std()
+            if not difference < 0.2:
+                raise ValueError(f"its logits are {difference:.2f} deviations from the engine's")
+            row["us_step"] = 1e6 * decoder.seconds_per_step(1024, 6.0, compiled)
+        except Exception as error:
+            row["error"] = one_line(error)
+        torch.cuda.empty_cache()
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def kv_bytes(model: ModelConfig, count: int, pixels: int) -> int:
     from simplear_engine.forward import cache_block_bytes
 
@@ -216,6 +252,11 @@ def markdown(found: dict) -> str:
             lines.append(
                 f"{start} {row['seconds']:.2f} | {row['pictures_s']:.2f} | {row['us_step']:.0f} | {row['host_us_step']:.1f} |"
             )
+    ours = [row.get("us_step") for row in found["images"] if (row["size"], row["pixels"]) == ("0.5b", 512)][:1]
+    for row in found["peers"]:
+        told = row.get("error") or f"{row['us_step']:.0f} us a step of 0.5b at 512 px"
+        ratio = f", {row['us_step'] / ours[0]:.2f} times ours" if "us_step" in row and ours and ours[0] else ""
+        lines += ["", f"{row['peer']}: {told}{ratio}."]
     lines += ["", "Left out: " + ("; ".join(found["left_out"]) or "nothing") + ".", ""]
     return "\n".join(lines)
 
