@@ -6,9 +6,10 @@
 #   OUT=/tmp/results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
 #
 # Stages: build, ops (CUDA kernels against references), images (whole images against the CPU's, alone, batched,
-# speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), triton (Triton's kernels against
-# references), sanitize (compute-sanitizer, where it is installed). When the nine minutes are over, what is left is cut
-# short and counts as failed. A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
+# speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), train (fine-tuning
+# and GRPO of the default model on its own pictures), triton (Triton's kernels against references), sanitize
+# (compute-sanitizer, where it is installed). When the nine minutes are over, what is left is cut short and counts as
+# failed. A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
 # downloaded: setuptools, pybind11, cmake, ninja, pytest and the packages of the engine must be present.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -57,13 +58,25 @@ stage_sanitize() {
   done
 }
 stage_tables() { within 200 "$python" benchmarks/gpu_tables.py --out "$out" --seconds "${SECONDS_FOR_TABLES:-150}"; }
+stage_train() {
+  if ! "$python" -c "import tokenizers, tqdm"; then
+    echo "tokenizers or tqdm is not installed here: training was NOT run"
+    return 0
+  fi
+  local folder
+  folder=$(mktemp -d)
+  within 110 "$python" benchmarks/training/self_taught.py --out "$folder" --pictures 1024 --steps 100
+  local status=$?
+  rm -rf "$folder"
+  return $status
+}
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables triton sanitize)
+[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables train triton sanitize)
 failed=()
 for stage in "${stages[@]}"; do
   if ! declare -F "stage_$stage" >/dev/null; then
-    echo "gpu.sh: expected build, ops, images, edges, triton, sanitize or tables, got $stage" >&2
+    echo "gpu.sh: expected build, ops, images, edges, tables, train, triton or sanitize, got $stage" >&2
     exit 2
   fi
   echo "== $stage, after $((SECONDS - started)) s"
