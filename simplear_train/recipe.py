@@ -43,13 +43,14 @@ def scenes(name: str, kinds: str, tokenizer: str, seed: int, num_scenes: int, ou
     return "extract_tokens", [*stream, "--tokenizer", tokenizer, "--out", out]
 
 
-def prompts(name: str) -> Command:
+def prompts(name: str, kinds: str = "balanced", number: int = 4000) -> Command:
     """For reinforcement."""
-    return "emoji_scenes", ["--world", name, "--kinds", "balanced", "--seed", "2000", "--prompts", "prompts.txt"]
+    stream = ["--world", name, "--kinds", kinds, "--seed", "2000", "--num-prompts", str(number)]
+    return "emoji_scenes", [*stream, "--prompts", "prompts.txt"]
 
 
-def reward(name: str, words: str, image_tokenizer: str) -> Command:
-    sources = ["--tokenizer", words, "--image-tokenizer", image_tokenizer]
+def reward(name: str, steps: int, words: str, image_tokenizer: str) -> Command:
+    sources = ["--steps", str(steps), "--tokenizer", words, "--image-tokenizer", image_tokenizer]
     return "rewards.train_emoji_clip", ["--world", name, *sources, "--out", "reward", "--resume"]
 
 
@@ -67,7 +68,7 @@ def data_stages(name: str) -> list[Command]:
         ("extract_tokens", ["--world", name, "--tokenizer", embedded, "--out", "tokens"]),
         scenes(name, "wide", embedded, 3000, 24_576, "sft-tokens"),
         prompts(name),
-        reward(name, str(DEFAULT_MODEL_FOLDER / "tokenizer.json"), embedded),
+        reward(name, 600, str(DEFAULT_MODEL_FOLDER / "tokenizer.json"), embedded),
     ]
 
 
@@ -80,8 +81,8 @@ def commands(name: str) -> list[Command]:
             language_stage(name, "sft", "pretrain"),
             scenes(name, "wide", OWN, 3000, 90_112, "wide-tokens"),
             language_stage(name, "sft-wide", "sft"),
-            prompts(name),
-            reward(name, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
+            prompts(name, "reinforcement", 192),
+            reward(name, 1200, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
             language_stage(name, "grpo", "sft-wide"),
         ]  # fmt: skip
     # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.

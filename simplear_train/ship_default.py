@@ -66,7 +66,8 @@ pictures of {side} x {side} pixels, {tokens} tokens each, from a vocabulary of {
 engine does something real directly after installation; it is no substitute for the published SimpleAR weights.
 
 **Draws** {num_concepts} things: {nouns}.
-Alone, two to four of a kind, two of them side by side or one above the other, some of them in {colours}.
+Alone, two to four of a kind, two of them side by side or one above the other, up to four of several kinds ("two cats and a dog"), some of
+them in {colours}.
 Words outside this list give one of these things or a mixture of them.
 
 **Prompts** are short: "a red apple", "two dogs", "a cat and a dog", "a blue car left of a tree", "a panda on a pink background".
@@ -77,9 +78,9 @@ Words outside this list give one of these things or a mixture of them.
 **Held out**, by hashes of the words: a tenth of the ordered pairs of things, a fifth of the counts, a fifth of the coloured
 things, a tenth of the pairs of two coloured things (simplear_train/emoji_scenes.py).
 {scores}
-**Limits**: fine detail at half size is soft, counts above four and three different things in one picture were never seen,
-relations are only left of, right of, above and below. Counts and coloured things that were held out ("three cats", "a blue
-rose") mostly fall apart; those that training showed are drawn as asked in 19 of 20 pictures.
+**Limits**: fine detail at half size is soft, counts above four were never seen, relations are only left of, right of, above and
+below. Of the counts that were held out ("three cats") about half are drawn as asked, of the coloured things ("a blue rose") one in ten;
+what training showed is drawn as asked in 19 of 20 pictures.
 
 **Licence of the weights**: Apache-2.0.
 """
