@@ -159,10 +159,13 @@ def main() -> None:
             failures.append(run)
     if failures:
         sys.exit(f"no better than at the start: {', '.join(failures)}")
-    print(f"the model: {args.out / 'grpo' / 'model'}")
+    # The embedded model is that of the stage before: reinforcement gave as much as it took.
+    model = args.out / ("sft-wide" if args.recipe == "default" else "grpo") / "model"
+    print(f"the model: {model}")
     if args.recipe == "default":
         print(
-            f"to ship it: python -m simplear_train.ship_default --model {args.out}/grpo/model --tokenizer {args.out}/tokenizer/tokenizer.safetensors"
+            f"to ship it: python -m simplear_train.ship_default --model {model} "
+            f"--tokenizer {args.out}/tokenizer/tokenizer.safetensors"
         )
 
 
