@@ -189,8 +189,6 @@ def test_inexact_pictures_say_so(tmp_path):
     assert all(image.inexact is None for image in exact) and all(image.inexact == "neighbours" for image in near)
     # Alone, and with guesses of the picture's own, the same seed still draws the same.
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(near, again, strict=True))
-    exact_steps, near_steps = (sum(len(image.accepted_lens) for image in images) for images in (exact, near))
-    assert near_steps < exact_steps
     assert all(np.isfinite(image.log_probs).all() for image in exact)
     assert sum(np.isnan(image.log_probs).any() for image in near) > 3
     for image, inexact in ((exact[0], False), (near[0], True)):
