@@ -88,7 +88,7 @@ def measure(engine: Engine, ways: list[Way], count: int, options: dict) -> list[
             way.take(image, engine.stats()["busy_seconds"] - before)
             # Else pixels of one picture would be decoded by turns with the steps of the next.
             if engine.has_image_tokenizer:
-                image.pixels  # noqa: B018
+                _ = image.pixels
             if image.inexact:
                 continue
             expected = expected or image

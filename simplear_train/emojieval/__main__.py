@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from simplear_engine.sampling import SPECULATIONS
+
 from ..contact_sheet import sheet
 from ..worlds import WORLDS
 from .records import TASKS, evaluation_records
@@ -151,8 +153,9 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's own")
     parser.add_argument("--top-k", type=int, help="instead of the model's own")
     parser.add_argument(
-        "--speculation", help='of Engine.generate; the inexact modes draw other pictures (default: "auto")'
-    )
+        "--speculation", default="auto", choices=[name for name in SPECULATIONS if name],
+        help="of Engine.generate; the inexact modes draw other pictures (default: auto)",
+    )  # fmt: skip
     parser.add_argument("--draft-window", type=int, help="codes verified in a step")
     parser.add_argument(
         "--dtype", default="auto", help="what the engine rounds weights to: float32, bfloat16, int8, int4"
@@ -161,10 +164,10 @@ def main() -> None:
     parser.add_argument("--world", choices=list(WORLDS), default="default", help="whose concepts are asked for")
     parser.add_argument("--keep-pictures", action="store_true", help="also write 00000/samples/0000.png and so on")
     args = parser.parse_args()
-    speculation = {"speculation": args.speculation, "draft_window": args.draft_window} if args.speculation else {}
     result = evaluate(
         args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen, args.world,
-        guidance_scale=args.guidance_scale, top_k=args.top_k, **speculation,
+        guidance_scale=args.guidance_scale, top_k=args.top_k, speculation=args.speculation,
+        draft_window=args.draft_window,
     )  # fmt: skip
     for task, entry in (*result["tasks"].items(), ("overall", result["overall"])):
         print(f"{task:14s} {entry['score']:.3f}  ({entry['interval'][0]:.3f} to {entry['interval'][1]:.3f})")
