@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "core/check.h"
@@ -23,6 +24,7 @@ struct Driver::Stream {
   std::deque<std::function<void()>> queue;
   uint64_t num_enqueued = 0, num_executed = 0;
   Driver::Graph* capturing = nullptr;
+  std::thread::id capturing_thread;
 };
 
 struct Driver::Event {
@@ -155,6 +157,7 @@ class SimulatedDriver : public Driver {
     std::lock_guard lock(mutex_);
     check(stream->capturing == nullptr, kInvalid, name(), ": a capture is under way already");
     stream->capturing = new Graph;
+    stream->capturing_thread = std::this_thread::get_id();
   }
   Graph* end_capture(Stream* stream) override {
     std::lock_guard lock(mutex_);
@@ -205,9 +208,11 @@ class SimulatedDriver : public Driver {
   static size_t padded(size_t bytes) { return (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment; }
   std::string name() const { return name_of(id_); }
 
+  // As with cudaStreamCaptureModeThreadLocal: other threads may.
   void refuse_while_capturing(const char* what) const {
     for (const Stream* stream : streams_)
-      check(stream->capturing == nullptr, kInvalid, name(), ": ", what, " during a capture");
+      check(stream->capturing == nullptr || stream->capturing_thread != std::this_thread::get_id(), kInvalid, name(),
+            ": ", what, " during a capture");
   }
 
   void check_range(const void* address, size_t bytes, const char* what) const {
