@@ -141,6 +141,19 @@ def test_further_hues_are_for_wide_scenes_only(maker):
     assert not any(is_asked(p.noun) and is_held_out_colour(p.noun, p.colour) for p in tinted)
 
 
+def test_a_hue_is_met_on_so_many_things_that_it_cannot_be_learnt_by_heart(maker):
+    maker.kinds = KINDS["wide"]
+    blue = {p.noun for i in range(6000) for p in maker.scene(i).objects if p.colour == "blue"}
+    assert len(blue) > 60
+
+
+def test_several_equal_things_share_one_hue(maker):
+    for index in range(500):
+        scene = maker.scene(index, kind="tints")
+        assert len({(p.noun, p.icon, p.colour) for p in scene.objects}) == 1 and scene.objects[0].colour in HUES
+        assert f"{scene.objects[0].colour} " in scene.caption.lower() and len(scene.objects) in (2, 3, 4)
+
+
 def test_a_small_world_can_be_asked_for_every_task():
     from simplear_train.emojieval.records import TASKS, evaluation_records
 
@@ -190,7 +203,7 @@ def test_recolouring_keeps_alpha_and_reaches_the_hue():
     sprite = np.zeros((8, 8, 4), np.uint8)
     sprite[:, :6] = (220, 40, 40, 255)  # the main hue
     sprite[:, 6:] = (40, 160, 40, 128)  # a leaf
-    for colour in set(COLOURS) - {"black"}:
+    for colour in COLOURS:
         changed = recolour(sprite, colour)
         assert np.array_equal(changed[..., 3], sprite[..., 3])
         hue = float(np.array(Image.fromarray(changed[..., :3]).convert("HSV"))[0, 0, 0]) * 360 / 255

@@ -4,8 +4,8 @@ A line holds the noun, its plural, other words that people use for it, and the i
 by eye: an icon is here when somebody who does not know the name would still say the noun. No flags, no people, no
 logos. `recolour` names the icon whose main hue may be replaced ("a blue car"); concepts without one are drawn in their
 own colours, so that "a blue banana" is a request the model has never been promised to meet. `tint` is such an icon, too,
-but only the widest scenes show it in other hues and nobody asks for it: what it is for is that a model meets a hue on
-more shapes than those it is asked for.
+but only wide scenes show it in other hues and nobody asks for it: a model should meet a hue on so many shapes that it
+cannot learn them by heart, and has to learn what a hue is. It stands at all icons that are not mostly white, grey or black.
 
 The list is short because a small tokenizer has to know every sprite by heart: each further one takes training time
 from all others. Thin icons, pale ones and look-alikes were left out first.
@@ -37,99 +37,99 @@ class Concept:
 
 # noun | plural ("+" = regular, "=" = no plural) | synonyms | icons, "*" marks the one that may be recoloured, "~" the one that may be tinted
 _TABLE = """
-cat          | +            | kitty, kitten            | noto:cat-face
-dog          | +            | puppy                    | noto:dog-face
-horse        | +            | pony                     | noto:horse
-cow          | +            |                          | noto:cow-face
-pig          | +            | piglet                   | noto:pig-face
+cat          | +            | kitty, kitten            | noto:cat-face~
+dog          | +            | puppy                    | noto:dog-face~
+horse        | +            | pony                     | noto:horse~
+cow          | +            |                          | noto:cow-face~
+pig          | +            | piglet                   | noto:pig-face~
 rabbit       | +            | bunny                    | noto:rabbit-face
-bear         | +            | brown bear               | noto:bear
+bear         | +            | brown bear               | noto:bear~
 panda        | +            | panda bear               | noto:panda
-fox          | foxes        | red fox                  | noto:fox
-lion         | +            |                          | noto:lion
-tiger        | +            |                          | noto:tiger-face
-monkey       | +            | ape                      | noto:monkey-face
+fox          | foxes        | red fox                  | noto:fox~
+lion         | +            |                          | noto:lion~
+tiger        | +            |                          | noto:tiger-face~
+monkey       | +            | ape                      | noto:monkey-face~
 elephant     | +            |                          | noto:elephant
 frog         | +            | toad                     | noto:frog~
-turtle       | +            | tortoise                 | noto:turtle
-dinosaur     | +            |                          | noto:sauropod
+turtle       | +            | tortoise                 | noto:turtle~
+dinosaur     | +            |                          | noto:sauropod~
 whale        | +            |                          | noto:spouting-whale~
 fish         | =            |                          | fluent:fish*
 crab         | +            |                          | fluent:crab~
 butterfly    | butterflies  |                          | noto:butterfly*
-bee          | +            | honeybee                 | noto:honeybee
-ladybug      | +            | ladybird, beetle         | fluent:lady-beetle
+bee          | +            | honeybee                 | noto:honeybee~
+ladybug      | +            | ladybird, beetle         | fluent:lady-beetle~
 bird         | +            |                          | noto:bird*
 penguin      | +            |                          | noto:penguin
 duck         | +            |                          | noto:duck
-owl          | +            |                          | noto:owl
-chick        | +            | baby chicken             | noto:front-facing-baby-chick
+owl          | +            |                          | noto:owl~
+chick        | +            | baby chicken             | noto:front-facing-baby-chick~
 unicorn      | +            |                          | noto:unicorn
 apple        | +            |                          | noto:red-apple*
-banana       | +            |                          | noto:banana
-orange       | +            | tangerine                | noto:tangerine
-lemon        | +            |                          | noto:lemon
-pear         | +            |                          | noto:pear
-cherries     | =            |                          | noto:cherries
-strawberry   | strawberries |                          | noto:strawberry
-grapes       | =            |                          | noto:grapes
-watermelon   | +            | slice of watermelon      | noto:watermelon
-pineapple    | +            |                          | noto:pineapple
-tomato       | tomatoes     |                          | noto:tomato
-carrot       | +            |                          | noto:carrot
-broccoli     | =            |                          | noto:broccoli
+banana       | +            |                          | noto:banana~
+orange       | +            | tangerine                | noto:tangerine~
+lemon        | +            |                          | noto:lemon~
+pear         | +            |                          | noto:pear~
+cherries     | =            |                          | noto:cherries~
+strawberry   | strawberries |                          | noto:strawberry~
+grapes       | =            |                          | noto:grapes~
+watermelon   | +            | slice of watermelon      | noto:watermelon~
+pineapple    | +            |                          | noto:pineapple~
+tomato       | tomatoes     |                          | noto:tomato~
+carrot       | +            |                          | noto:carrot~
+broccoli     | =            |                          | noto:broccoli~
 mushroom     | +            | toadstool                | noto:mushroom~
-hamburger    | +            | burger, cheeseburger     | noto:hamburger
-french fries | =            | fries, chips             | noto:french-fries
-pizza        | +            | slice of pizza           | noto:pizza
-hot dog      | +            | hotdog                   | noto:hot-dog
-doughnut     | +            | donut                    | noto:doughnut
-cake         | +            | birthday cake            | noto:birthday-cake
-ice cream    | =            | ice cream cone           | noto:soft-ice-cream
+hamburger    | +            | burger, cheeseburger     | noto:hamburger~
+french fries | =            | fries, chips             | noto:french-fries~
+pizza        | +            | slice of pizza           | noto:pizza~
+hot dog      | +            | hotdog                   | noto:hot-dog~
+doughnut     | +            | donut                    | noto:doughnut~
+cake         | +            | birthday cake            | noto:birthday-cake~
+ice cream    | =            | ice cream cone           | noto:soft-ice-cream~
 teapot       | +            |                          | noto:teapot~
 car          | +            | automobile               | noto:automobile*
 bus          | buses        |                          | noto:bus~
-truck        | +            | lorry                    | noto:delivery-truck
-train        | +            |                          | noto:train
-airplane     | +            | plane, aeroplane         | noto:airplane
-rocket       | +            | spaceship                | noto:rocket
-sailboat     | +            | boat                     | noto:sailboat
+truck        | +            | lorry                    | noto:delivery-truck~
+train        | +            |                          | noto:train~
+airplane     | +            | plane, aeroplane         | noto:airplane~
+rocket       | +            | spaceship                | noto:rocket~
+sailboat     | +            | boat                     | noto:sailboat~
 ufo          | +            | flying saucer            | noto:flying-saucer
 couch        | couches      | sofa                     | noto:couch-and-lamp~
-clock        | +            | alarm clock              | noto:alarm-clock
+clock        | +            | alarm clock              | noto:alarm-clock~
 book         | +            |                          | noto:closed-book*
 key          | +            |                          | noto:key~
 umbrella     | +            |                          | noto:umbrella*
 backpack     | +            | school bag               | noto:backpack~
 shirt        | +            | t-shirt                  | fluent:t-shirt*
 hat          | +            | top hat                  | noto:top-hat
-crown        | +            |                          | noto:crown
+crown        | +            |                          | noto:crown~
 diamond      | +            | gem                      | fluent:gem-stone~
 phone        | +            | mobile phone, smartphone | noto:mobile-phone
 television   | +            | tv                       | noto:television
 camera       | +            |                          | noto:camera
-light bulb   | +            | lamp                     | noto:light-bulb
+light bulb   | +            | lamp                     | noto:light-bulb~
 soccer ball  | +            | football                 | noto:soccer-ball
-basketball   | +            |                          | noto:basketball
+basketball   | +            |                          | noto:basketball~
 balloon      | +            |                          | noto:balloon*
-gift         | +            | present                  | noto:wrapped-gift
+gift         | +            | present                  | noto:wrapped-gift~
 guitar       | +            | electric guitar          | noto:guitar~
-house        | +            | home                     | noto:house
-tree         | +            |                          | noto:deciduous-tree
-pine tree    | +            | fir tree                 | noto:evergreen-tree
-cactus       | cactuses     |                          | noto:cactus
-sunflower    | +            |                          | noto:sunflower
+house        | +            | home                     | noto:house~
+tree         | +            |                          | noto:deciduous-tree~
+pine tree    | +            | fir tree                 | noto:evergreen-tree~
+cactus       | cactuses     |                          | noto:cactus~
+sunflower    | +            |                          | noto:sunflower~
 rose         | +            |                          | noto:rose*
 star         | +            |                          | noto:star~
-sun          | +            |                          | noto:sun
-moon         | +            | crescent moon            | noto:crescent-moon
+sun          | +            |                          | noto:sun~
+moon         | +            | crescent moon            | noto:crescent-moon~
 rainbow      | +            |                          | noto:rainbow
 snowman      | snowmen      |                          | noto:snowman
-fire         | +            | flame                    | noto:fire
+fire         | +            | flame                    | noto:fire~
 heart        | +            |                          | noto:red-heart*
 ghost        | +            |                          | noto:ghost
 robot        | +            |                          | noto:robot
-pumpkin      | +            | jack-o-lantern           | noto:jack-o-lantern
+pumpkin      | +            | jack-o-lantern           | noto:jack-o-lantern~
 """
 
 

@@ -49,7 +49,8 @@ COUNT_LAYOUTS = {
 PRETRAINING_KINDS = {"single": 0.46, "colour": 0.14, "count": 0.15, "pair": 0.25}
 BALANCED_KINDS = {"single": 0.12, "colour": 0.10, "count": 0.22, "pair": 0.36, "attribution": 0.20}
 WIDE_KINDS = {
-    "single": 0.10, "colour": 0.08, "tint": 0.10, "count": 0.18, "pair": 0.22, "attribution": 0.12, "group": 0.20,
+    "single": 0.12, "colour": 0.08, "tint": 0.20, "count": 0.12, "tints": 0.10, "pair": 0.14, "attribution": 0.06,
+    "group": 0.18,
 }  # fmt: skip
 # What to be rewarded for: counts, which leave most to gain, and enough of everything else that nothing is forgotten.
 REINFORCEMENT_KINDS = {"single": 0.30, "count": 0.40, "colour": 0.10, "pair": 0.10, "attribution": 0.10}
@@ -71,7 +72,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    kind: str  # single, colour, tint, count, pair, attribution (a pair of two coloured things), or group
+    # single, colour, tint, count, tints (several equal ones in one hue), pair, attribution (a pair of two coloured things),
+    # or group
+    kind: str
     background: str
     objects: tuple[Placed, ...]
     relation: str | None  # of objects[0] to objects[1], for pairs: "left of" or "above"
@@ -138,7 +141,7 @@ class SceneMaker:
         background = str(rng.choice(list(BACKGROUNDS)))
         build = {
             "single": self._single, "colour": self._colour, "count": self._count, "pair": self._pair,
-            "attribution": self._attribution, "tint": self._tint, "group": self._group,
+            "attribution": self._attribution, "tint": self._tint, "tints": self._tints, "group": self._group,
         }[kind]  # fmt: skip
         objects, relation = build(rng)
         facts = Scene(kind, background, tuple(objects), relation, "")
@@ -150,7 +153,7 @@ class SceneMaker:
         say = np.random.default_rng(seed)
         words = {
             "single": self._say_single, "colour": self._say_single, "tint": self._say_single, "count": self._say_count,
-            "group": self._say_group,
+            "tints": self._say_count, "group": self._say_group,
         }  # fmt: skip
         caption = words.get(scene.kind, self._say_pair)(say, scene)
         if say.random() < 0.10:
@@ -208,6 +211,14 @@ class SceneMaker:
     def _tint(self, rng):
         concept = self._draw(rng, tinted=True)
         return [self._large(rng, concept.noun, concept.any_hue, self._draw_hue(rng, concept))], None
+
+    def _tints(self, rng):
+        while True:
+            concept, count = self._draw(rng, countable=True, tinted=True), int(rng.integers(2, 5))
+            if not is_held_out_count(concept.noun, count):
+                break
+        hue = self._draw_hue(rng, concept)
+        return [Placed(concept.noun, concept.any_hue, hue, x, y, SMALL) for x, y in COUNT_LAYOUTS[count]], None
 
     def _group(self, rng):
         """Three or four things of two or more concepts, equal ones next to each other in reading order."""

@@ -112,14 +112,8 @@ class NextToken:
         self, name: str, folder: ModelFolder, data: DataConfig, loss: LossConfig, sample: SampleConfig, loop: LoopConfig,
         out: Path, device: str, share: Share = ALONE,
     ):  # fmt: skip
-        self.name, self.folder, self.model, self.out, self.device, self.share = (
-            name,
-            folder,
-            folder.model,
-            out,
-            device,
-            share,
-        )
+        self.name, self.folder, self.model = name, folder, folder.model
+        self.out, self.device, self.share = out, device, share
         self.config, self.loss_config, self.sample = data, loss, sample
         self.offset, num_codes = folder.model.config.visual_offset, folder.model.config.num_codes
         captioner = Captioner(folder.text, folder.defaults, data.captions)

@@ -10,6 +10,7 @@ installed, and rasterised with resvg at exactly the sizes that scenes use, so no
 import argparse
 import io
 import json
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -24,9 +25,6 @@ PACKAGES = {
     "emojibase": ("emojibase-data@17.0.0", "emojibase-data-17.0.0.tgz"),
 }
 DEFAULT_CACHE = Path("~/.cache/simplear").expanduser()
-
-# (icon, colour or None, side in pixels) -> uint8 [side, side, 4], not premultiplied
-Sprites = dict[tuple[str, str | None, int], np.ndarray]
 
 
 def fetch(package: str, cache_dir: Path) -> Path:
@@ -84,29 +82,43 @@ def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
     return np.concatenate([rgb, sprite[..., 3:]], axis=-1)
 
 
+class Sprites:
+    """sprites[icon, colour or None, side in pixels]: uint8 [side, side, 4], not premultiplied. `plain` holds the icons in
+    their own colours; a replaced hue is worked out when somebody first asks for it."""
+
+    def __init__(self, plain: dict[tuple[str, int], np.ndarray]):
+        self.plain = plain
+        self._recoloured: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def __getitem__(self, key: tuple[str, str | None, int]) -> np.ndarray:
+        icon, colour, side = key
+        if colour is None:
+            return self.plain[icon, side]
+        if key not in self._recoloured:
+            self._recoloured[key] = recolour(self.plain[icon, side], colour)
+        return self._recoloured[key]
+
+
 def load_sprites(sides: tuple[int, ...], cache_dir: Path = DEFAULT_CACHE, concepts=CONCEPTS) -> Sprites:
-    """Every sprite that scenes may use. Rasterised once, then read from one npz file."""
-    wanted = [(icon, None, side) for c in concepts for icon in c.icons for side in sides]
-    wanted += [(c.any_hue, hue, side) for c in concepts if c.any_hue for hue in HUES for side in sides]
-    path = cache_dir / f"sprites-{'-'.join(map(str, sides))}.npz"
-    cached: Sprites = {}
+    """Every icon that scenes may use. Rasterised once, then read from one npz file."""
+    wanted = [(icon, side) for c in concepts for icon in c.icons for side in sides]
+    path = cache_dir / f"icons-{'-'.join(map(str, sides))}.npz"
+    icons: dict[tuple[str, int], np.ndarray] = {}
     if path.exists():
         with np.load(path) as file:
             for key in file.files:
-                icon, colour, side = key.split("|")
-                cached[icon, colour or None, int(side)] = file[key]
-    if all(key in cached for key in wanted):
-        return {key: cached[key] for key in wanted}
-    icon_sets = {style: read_package_json(style, "package/icons.json", cache_dir) for style in ("noto", "fluent")}
-    sprites: Sprites = {}
-    for icon, colour, side in wanted:
-        style, name = icon.split(":")
-        plain = rasterise(icon_sets[style], name, side)
-        sprites[icon, colour, side] = recolour(plain, colour) if colour else plain
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **{f"{icon}|{colour or ''}|{side}": image for (icon, colour, side), image in sprites.items()})
-    temporary.replace(path)
-    return sprites
+                icon, side = key.split("|")
+                icons[icon, int(side)] = file[key]
+    missing = [key for key in wanted if key not in icons]
+    if missing:
+        icon_sets = {style: read_package_json(style, "package/icons.json", cache_dir) for style in ("noto", "fluent")}
+        for icon, side in missing:
+            style, name = icon.split(":")
+            icons[icon, side] = rasterise(icon_sets[style], name, side)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+        np.savez(temporary, **{f"{icon}|{side}": image for (icon, side), image in icons.items()})
+        temporary.replace(path)
+    return Sprites({key: icons[key] for key in wanted})
 
 
 def main() -> None:
@@ -115,16 +127,19 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also write a picture of all sprites, to judge them by eye")
     args = parser.parse_args()
     sprites = load_sprites((96, 64), args.cache_dir)
-    print(f"{len(sprites)} sprites, {sum(s.nbytes for s in sprites.values()) / 1e6:.1f} MB")
+    print(f"{len(sprites.plain)} icons, {sum(image.nbytes for image in sprites.plain.values()) / 1e6:.1f} MB")
     if args.sheet:
         from PIL import Image
 
-        tiles = [image for (_, _, side), image in sprites.items() if side == 64]
-        columns = 24
-        sheet = Image.new("RGB", (columns * 64, -(-len(tiles) // columns) * 64), "white")
-        for i, tile in enumerate(tiles):
-            image = Image.fromarray(tile)
-            sheet.paste(image, (i % columns * 64, i // columns * 64), image)
+        # A row holds two icons, each in its own colours and then in all that it may take.
+        rows = [[sprites[icon, None, 64]] for c in CONCEPTS for icon in c.icons if icon != c.any_hue]
+        rows += [[sprites[c.any_hue, hue, 64] for hue in (None, *HUES)] for c in CONCEPTS if c.any_hue]
+        width = 64 * (1 + len(HUES))
+        sheet = Image.new("RGB", (2 * width, -(-len(rows) // 2) * 64), "white")
+        for i, row in enumerate(rows):
+            for j, tile in enumerate(row):
+                image = Image.fromarray(tile)
+                sheet.paste(image, (i % 2 * width + j * 64, i // 2 * 64), image)
         sheet.save(args.sheet)
 
 

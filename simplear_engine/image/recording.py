@@ -95,11 +95,13 @@ class _Activation:
     """A tensor of the recording: what an op's argument must have, and its memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, memory):
-        self.shape, self.dtype, self._memory = shape, dtype, memory
+        self.shape, self.dtype = shape, dtype
         self.storage, self._lent = memory.take(shape, dtype)
+        self._memory = memory
 
     def __del__(self):
-        self._memory.give_back(self._lent)
+        if hasattr(self, "_memory"):  # missing where there was no memory to take
+            self._memory.give_back(self._lent)
 
 
 class _RecordingOps:
