@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh                      all stages, one after the other
 #   bash benchmarks/gpu.sh build ops            only these
-#   OUT=/tmp/results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
+#   OUT=results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
 #
 # Stages: build, ops (CUDA kernels against references), images (whole images against the CPU's, alone, batched,
 # speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), train (fine-tuning

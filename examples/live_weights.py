@@ -1,6 +1,6 @@
 """An engine that draws with the very tensors that torch is training: an optimizer step is seen by the next image.
 
-Run it:
+Run it (it needs torch):
 
     python examples/live_weights.py
 """

@@ -267,14 +267,14 @@ def _add_generate(commands) -> None:
     )
     command.add_argument("--model", default="default", help='"default", a checkpoint folder or a hub id OWNER/NAME')
     command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     command.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16, int8, int4; on a GPU also float8_e4m3 (default: auto)"
+        "--dtype", default="auto", help="auto, float32, bfloat16; on a CPU also int8, int4; on a GPU also float8_e4m3 (default: auto)"
     )
     command.add_argument(
         "--kv-dtype", default="auto", help="of keys and values: auto, float32, bfloat16 or int8 (default: auto)"
     )
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores that the process may use)")
     command.add_argument(
         "--kv-cache-bytes",
         type=int,

@@ -220,9 +220,9 @@ class Engine:
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
-        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default 8); None: no guesses.
-        Three modes are inexact, to be compared with: the picture depends on guesses and may depend on the engine's load; its
-        metadata says so. "ratio" keeps a guess by its probability over that under which it was guessed, "simplear" is
+        verifies as many as pay, at most draft_window (1..64) less one, and on a GPU none; "jacobi" always that many (default
+        8); None: no guesses. Three modes are inexact, to be compared with: the picture depends on guesses and may depend on
+        the engine's load; its metadata says so. "ratio" keeps a guess by its probability over that under which it was guessed, "simplear" is
         SimpleAR's own rule (both: csrc/core/ratio_test.h; guesses "left" or "above"), "neighbours" also keeps a guess one
         lattice step of the tokenizer beside the code drawn in its place.
         draft_source says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or

@@ -1,5 +1,5 @@
 // Attention for any head size and type of cache: a warp takes one query row through a split, with ordinary
-// multiply-adds. bfloat16 caches of common head sizes have tensor cores to do it, see attention_mma.cuh.
+// multiply-adds. bfloat16 caches of common head sizes have tensor cores to do it, see tensor_core_attention.cuh.
 #include "kernels/common/split_attention.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/paged_attention/paged_attention.h"

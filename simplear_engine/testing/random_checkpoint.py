@@ -1,7 +1,7 @@
 """Checkpoint folders in SimpleAR's format with random weights, for tests and benchmarks.
 
-    python -m simplear_engine.testing.random_checkpoint --size 0.5b /tmp/random-0.5b
-    python -m simplear_engine.testing.random_checkpoint --size tiny --dtype float32 --untied --shards 3 /tmp/random-tiny
+    python -m simplear_engine.testing.random_checkpoint --size 0.5b random-0.5b
+    python -m simplear_engine.testing.random_checkpoint --size tiny --dtype float32 --untied --shards 3 random-tiny
 
 The networks have the sizes of the published ones, so speed and memory are theirs; the pictures are noise. Weights are
 made in pieces and streamed to disk, so even the largest needs little memory. Equal arguments give equal bytes, and a

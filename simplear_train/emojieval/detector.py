@@ -1,7 +1,7 @@
 """Finds emoji in pictures of 128 x 128 pixels: class, confidence, colour and box of each.
 
 A picture becomes 16 x 16 cells. Each cell says whether the centre of an object lies in it, which class that would be,
-which of six colours, and where exactly its box lies (an anchor-free detector of the CenterNet family; 0.5 M
+which of six colours, and where exactly its box lies (an anchor-free detector of the CenterNet family; 0.6 M
 parameters). What a picture is expected to show is nowhere an input. Weights come from train_detector.py.
 """
 
