@@ -44,13 +44,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/generate":
             return self._answer_json(404, {"error": "not_found", "message": "expected /generate"})
         try:
-            self._answer(200, "image/png", self._draw(self._body()))
-        except HungUp:
+            body = self._body()
+        except (ValueError, RecursionError) as error:  # the latter: brackets in brackets in brackets
+            return self._answer_json(400, {"error": "invalid_request", "message": str(error)})
+        try:
+            self._answer(200, "image/png", self._draw(body))
+        except (HungUp, ConnectionError):
             self.close_connection = True
         except SimplearError as error:
             self._answer_json(STATUS.get(error.kind, 500), {"error": error.kind, "message": str(error)})
-        except ValueError as error:
-            self._answer_json(400, {"error": "invalid_request", "message": str(error)})
 
     def _body(self) -> dict:
         length = int(self.headers.get("Content-Length") or 0)
@@ -65,9 +67,11 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _draw(self, body: dict) -> bytes:
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+
         def stop_if_hung_up(done: int, total: int) -> None:
-            readable, _, _ = select.select([self.connection], [], [], 0)
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+            if poll.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
                 raise HungUp
 
         (image,) = self.engine.generate(body.pop("prompt"), on_progress=stop_if_hung_up, **body)
@@ -86,9 +90,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def serve(engine: Engine, host: str, port: int) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    daemon_threads = False  # closing it waits for the pictures that are being drawn
+
+
+def serve(engine: Engine, host: str, port: int) -> Server:
     """A server that is bound and not yet running."""
-    return ThreadingHTTPServer((host, port), type("EngineHandler", (Handler,), {"engine": engine}))
+    return Server((host, port), type("EngineHandler", (Handler,), {"engine": engine}))
 
 
 def main() -> None:

@@ -167,6 +167,10 @@ def test_named_after_the_prompt_never_overwrites(engine, tmp_path):
     for _ in range(3):
         assert cli.main(["generate", "apple"]) == 0
     assert sorted(os.listdir(tmp_path)) == ["apple.png", "apple_2.png", "apple_3.png"]
+    # Several images have names of their own.
+    (tmp_path / "pear-2.png").write_bytes(b"somebody's")
+    assert cli.main(["generate", "pear", "--num-images", "2"]) == 0
+    assert (tmp_path / "pear-2.png").read_bytes() == b"somebody's" and (tmp_path / "pear_2-2.png").exists()
 
 
 @pytest.mark.parametrize("output", ["no/folder/x.png", "x.jpg", "."])

@@ -1,9 +1,12 @@
 """What a caller of Engine may rely on: checked arguments, seeds, progress, cancelling, limits, closing."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from simplear_engine import (
     InvalidRequestError,
     QueueFullError,
     SimplearError,
+    _C,
 )
+from simplear_engine.checkpoint import load_checkpoint
+from simplear_engine.kernels.packed_weight import pack
 
 NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
 NO_INTEGERS = [True, 1.0, "16", [16], NAN, np.array([16]), object()]
@@ -26,7 +32,7 @@ BAD_ARGUMENTS = {
     "width": [*NO_INTEGERS, 0, -16, 72, 1 << 20, HUGE],
     "num_images": [*NO_INTEGERS, 0, -1, 1 << 20, HUGE, None],
     "guidance_scale": [*NO_NUMBERS, -0.5, 1e9],
-    "temperature": [*NO_NUMBERS, -0.5, 1e9, None],
+    "temperature": [*NO_NUMBERS, -0.5, 1e9, 1e-38, 1e-46, None],
     "top_k": [*NO_INTEGERS, 0, -1, 513, HUGE],
     "top_p": [*NO_NUMBERS, 0, -0.5, 1.0001, None],
     "seed": [*NO_INTEGERS, -1, 1 << 64, HUGE],
@@ -83,6 +89,21 @@ def test_bad_ids_are_named(tiny_engine, name, value):
 def test_bad_codes_to_score_are_named(tiny_engine, value):
     with pytest.raises(InvalidRequestError, match="^tokens: "):
         tiny_engine.score_from_ids([1, 2], value)
+    assert_nothing_is_left(tiny_engine)
+
+
+def test_value_that_nobody_can_print_is_named_by_its_type(tiny_engine):
+    for name in ("seed", "top_k", "height"):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: .*a value of type int that cannot be shown"):
+            tiny_engine.generate(**{**SMALL, name: 10**5000})
+    with pytest.raises(InvalidRequestError, match=r"^on_progress: expected a function of \(done, total\), got 5"):
+        tiny_engine.generate(**SMALL, on_progress=5)
+    with pytest.raises(InvalidRequestError, match="^prompt_ids: expected a sequence"):
+        tiny_engine.generate_from_ids(np.array(5), [1])
+    with pytest.raises(InvalidRequestError, match="^tokens: expected at most"):
+        tiny_engine.score_from_ids([1, 2], np.zeros(10**8, np.int8))
+    with pytest.raises(InvalidRequestError, match="^tokens: expected integer codes"):
+        tiny_engine.score_from_ids([1, 2], [[1, 2], [3]])
     assert_nothing_is_left(tiny_engine)
 
 
@@ -347,3 +368,117 @@ assert (engine.generate("apple", height=32, width=32, seed=1)[0].tokens == expec
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert "another process" in ended.stdout and "spawn" in ended.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+@pytest.mark.parametrize(
+    "last_words", ["sys.exit(7)", "del engine, image; os._exit(7)", "image.pixels", "engine.stats()"]
+)
+def test_forked_child_neither_hangs_nor_takes_the_parents_engine_along(last_words):
+    code = f"""
+import os, sys
+from simplear_engine import Engine, UnsupportedError
+engine = Engine.from_pretrained("default", threads=2)
+(image,) = engine.generate("a cat", seed=1)
+child = os.fork()
+if child == 0:
+    try:
+        {last_words}
+    except UnsupportedError:
+        sys.exit(7)
+    sys.exit(7 if "image" in {last_words!r} else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 7, status
+assert (engine.generate("a cat", seed=1)[0].tokens == image.tokens).all() and image.pixels.shape == (3, 128, 128)
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_process_ends_while_daemon_threads_draw(tiny_checkpoint):
+    code = f"""
+import threading, time
+from simplear_engine import CancelledError, Engine
+engine = Engine.from_pretrained({str(tiny_checkpoint)!r})
+def draw():
+    try:
+        while True:
+            engine.generate("apple", height=256, width=256)
+    except CancelledError:
+        pass
+for _ in range(3):
+    threading.Thread(target=draw, daemon=True).start()
+time.sleep(0.3)
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_several_threads_may_close_an_engine(tiny_checkpoint):
+    engine = Engine.from_pretrained(tiny_checkpoint)
+    worker = threading.Thread(
+        target=lambda: pytest.raises(CancelledError, engine.generate, "apple", height=256, width=256)
+    )
+    worker.start()
+    closers = [threading.Thread(target=engine.close, daemon=True) for _ in range(4)]
+    for thread in closers:
+        thread.start()
+    for thread in (*closers, worker):
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_closing_behind_the_last_code_is_a_cancelled_request():
+    with Engine.from_pretrained("default", threads=1) as engine:
+        with pytest.raises(CancelledError, match="closed"):
+            engine.generate("a cat", seed=1, on_progress=lambda done, total: engine.close() if done == total else None)
+
+
+def test_closed_and_dropped_engine_leaves_nothing_to_the_garbage_collector(tiny_checkpoint):
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine.from_pretrained(tiny_checkpoint)
+        weights = weakref.ref(engine._weights)
+        engine.close()
+        del engine
+        assert weights() is None
+    finally:
+        gc.enable()
+
+
+def test_long_negative_prompt_is_refused_and_nobody_else_notices():
+    with Engine.from_pretrained("default", threads=1) as engine:
+        expected = [engine.generate("a red apple", seed=seed)[0].tokens for seed in range(4)]
+        with ThreadPoolExecutor(5) as pool:
+            drawn = [pool.submit(engine.generate, "a red apple", seed=seed) for seed in range(4)]
+            with pytest.raises(
+                InvalidRequestError, match="negative prompt and picture of .* shorten the negative prompt"
+            ):
+                engine.generate("a cat", negative_prompt="cat dog apple red " * 254)
+            assert all((image.result()[0].tokens == tokens).all() for image, tokens in zip(drawn, expected))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_fault_in_a_thread_of_the_pool_is_an_error_and_not_the_end(threads):
+    pool = _C.ThreadPool(threads)
+    for _ in range(3):
+        with pytest.raises(SimplearError, match="expected a float type, got int64"):
+            pack([_C.Tensor.from_numpy(np.ones((256, 64), np.int64))], "float32", pool)
+    assert pack([_C.Tensor.from_numpy(np.ones((256, 64), np.float32))], "float32", pool) is not None
+
+
+def test_weights_that_are_no_floats_are_named(tiny_checkpoint):
+    weights = {name: t.data for name, t in load_checkpoint(tiny_checkpoint).tensors.items()}
+    weights["model.layers.0.mlp.down_proj.weight"] = weights["model.layers.0.mlp.down_proj.weight"].astype(np.int64)
+    with pytest.raises(InvalidRequestError, match="down_proj.weight: expected one of .*, found int64"):
+        Engine.from_weights(load_checkpoint(tiny_checkpoint).model, weights)
+
+
+def test_timings_do_not_change_under_their_reader():
+    with Engine.from_pretrained("default", threads=1) as engine:
+        (image,) = engine.generate("a cat", seed=1)
+        before = image.timings
+        names = set(before)
+        assert image.pixels is not None and set(before) == names and "pixels" in image.timings

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import resource
 import runpy
 import socket
 import threading
@@ -63,6 +65,7 @@ def test_picture_is_the_engines(engine, server):
         ({"prompt": 3}, "prompt"),
         ([], "prompt"),
         (b"{", "Expecting"),
+        (b"[" * 60000, "recursion"),
         (b"", "1 to 65536 bytes, got 0"),
         (b" " * 70000, "1 to 65536 bytes, got 70000"),
     ],
@@ -107,3 +110,17 @@ def test_full_queue_is_answered_at_once_and_hanging_up_stops_the_picture():
             assert answer.status == 503 and json.loads(told)["error"] == "queue_full"
             assert answer.headers["Retry-After"] == "1" and not engine.stopped.is_set()
         assert engine.stopped.wait(60)
+
+
+def test_many_open_files_do_not_make_good_requests_bad(server):
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < 2048:
+        pytest.skip("may not open more than 1,024 files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, most))
+    files = [open(os.devnull) for _ in range(1100)]
+    try:
+        assert ask(server, {"prompt": "a cat", "seed": 1})[0].status == 200
+    finally:
+        for file in files:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))

@@ -118,6 +118,19 @@ def test_place_that_cannot_be_written_is_named(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+def test_long_name_of_another_alphabet_is_a_name(tmp_path):
+    save(tmp_path / ("猫" * 80 + ".png"))  # 244 bytes of the 255 that there may be
+    assert os.listdir(tmp_path) == ["猫" * 80 + ".png"]
+
+
+def test_model_folder_whose_name_is_no_text_does_not_lose_the_picture(tmp_path):
+    image = generated()
+    image.model = "mod\udcff"
+    image_file = tmp_path / "x.png"
+    save_png(Image.new("RGB", (4, 4)), image_file, metadata_for(image))
+    assert "mod\\udcff" in Image.open(image_file).text["parameters"]
+
+
 def test_folder_in_the_way_is_named(tmp_path):
     (tmp_path / "x.png").mkdir()
     with pytest.raises(InvalidRequestError, match="it is a folder"):

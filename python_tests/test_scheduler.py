@@ -287,7 +287,8 @@ def test_full_queue_refuses():
         ({"prompt": [OFFSET + CODES]}, "token id: expected 0..79, got 80"),
         ({"negative": [-1]}, "token id: expected 0..79, got -1"),
         ({"num_image_tokens": 0}, "image tokens: expected at least 1, got 0"),
-        ({"num_image_tokens": 1000}, "request of 1001 tokens: the model knows 1000 positions"),
+        ({"num_image_tokens": 1000}, "prompt and picture of 1001 tokens: the model knows 1000 positions"),
+        ({"negative": [2] * 1000}, "negative prompt and picture of 1001 tokens: the model knows 1000 positions"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"temperature": -0.5}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
@@ -495,3 +496,37 @@ def test_logits_that_are_no_numbers_fail_the_rule_that_reads_them():
 def test_unknown_rule_is_refused():
     with pytest.raises(InvalidRequestError, match="draft_rule: unknown: magic"):
         request([1], [2], 4).draft_rule = "magic"
+
+
+@pytest.mark.parametrize("width", [6, 20])
+def test_drafts_of_others_do_not_keep_a_newcomer_waiting(width):
+    """A window may fill a step; whoever comes along then still reads its prompt and draws."""
+    engine = FakeEngine(400, max_tokens=width, max_pairs=3, max_logit_rows=width, max_draws=width // 2)
+    greedy = [request([1], [2], 300, seed=s, draft_window=width, draft_source="left") for s in (1, 2)]
+    for r in greedy:
+        engine.scheduler.enqueue(r)
+    for _ in range(8):
+        engine.step()
+    newcomer = request([1, 1, 2], [2, 1], 4, seed=3)
+    engine.scheduler.enqueue(newcomer)
+    for _ in range(16):
+        engine.step()
+    assert newcomer.status == "finished" and all(r.status == "running" for r in greedy)
+    engine.run()
+    for r in (*greedy, newcomer):
+        assert r.codes.tolist() == expected_codes(r)
+
+
+def test_drafts_of_others_do_not_keep_scores_waiting():
+    engine = FakeEngine(200, max_tokens=8, max_logit_rows=8, max_draws=8)
+    greedy = request([1], [2], 300, seed=1, draft_window=8)
+    engine.scheduler.enqueue(greedy)
+    for _ in range(4):
+        engine.step()
+    scores = np.zeros((5, CODES), np.float32)
+    scoring = request([1, 2], [], 5, seed=2)
+    scoring.forced_codes, scoring.scores = [0, 1, 2, 3, 4], _C.Tensor.from_numpy(scores)
+    engine.scheduler.enqueue(scoring)
+    for _ in range(12):
+        engine.step()
+    assert scoring.status == "finished" and greedy.status == "running"

@@ -11,6 +11,16 @@ from pathlib import Path
 from simplear_engine.errors import InvalidRequestError
 
 
+def check_writable(path) -> None:
+    """Raises what `atomic_writer` would, before there is anything to write; `path` stays as it is."""
+    with contextlib.suppress(_NotNow), atomic_writer(path):
+        raise _NotNow
+
+
+class _NotNow(Exception):
+    pass
+
+
 @contextlib.contextmanager
 def atomic_writer(path):
     """Yields a binary file whose content replaces `path` when the block ends without an exception.
@@ -21,11 +31,12 @@ def atomic_writer(path):
     path = Path(path)
     if path.is_dir():
         raise InvalidRequestError(f"cannot write {path}: it is a folder")
-    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}.tmp")
+    temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
     try:
         file = open(temporary, "xb")
     except FileNotFoundError:
-        raise InvalidRequestError(f"cannot write {path}: the folder {path.parent} does not exist") from None
+        fault = "takes no new files" if path.parent.is_dir() else "does not exist"
+        raise InvalidRequestError(f"cannot write {path}: the folder {path.parent} {fault}") from None
     except NotADirectoryError:
         raise InvalidRequestError(f"cannot write {path}: {path.parent} is not a folder") from None
     except PermissionError:

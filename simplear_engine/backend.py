@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from simplear_engine import _C
-from simplear_engine.errors import InvalidRequestError, UnsupportedError
+from simplear_engine.errors import InvalidRequestError, UnsupportedError, shown
 from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import all_ops
 from simplear_engine.kernels.packed_weight import PackedWeight, pack, pack_again
@@ -58,7 +58,7 @@ class CpuBackend:
         if threads is None:
             threads = _C.default_num_threads()
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-            raise InvalidRequestError(f"threads: expected an integer in 1..{MAX_THREADS}, got {threads!r}")
+            raise InvalidRequestError(f"threads: expected an integer in 1..{MAX_THREADS}, got {shown(threads)}")
         self.pool = _C.ThreadPool(threads)
         self.isa = _C.chosen_isa()
         self._forced = forced_implementations(self.known_implementations())

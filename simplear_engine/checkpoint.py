@@ -14,7 +14,7 @@ from pathlib import Path
 
 from simplear_engine.config import GenerationDefaults, ModelConfig, read_generation_defaults, read_model_config
 from simplear_engine.dtypes import FLOATING
-from simplear_engine.errors import CheckpointError, InvalidRequestError
+from simplear_engine.errors import CheckpointError, InvalidRequestError, shown
 from simplear_engine.safetensors_file import StoredTensor, read_safetensors, read_safetensors_shards
 from simplear_engine.strict_json import read_json_object
 from simplear_engine.text import TOKENIZER_FILES, TextTokenizer
@@ -66,18 +66,21 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
     CheckpointError saying what to do, InvalidRequestError where it is no name at all.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise InvalidRequestError(f'model: expected "default", a folder or a hub id, got {name_or_path!r:.80}')
+        raise InvalidRequestError(f'model: expected "default", a folder or a hub id, got {shown(name_or_path)}')
     name = str(name_or_path)
     if name == DEFAULT_MODEL:
         if not DEFAULT_MODEL_FOLDER.is_dir():
             raise CheckpointError("this installation holds no default model: name a folder or a hub id instead")
         return DEFAULT_MODEL_FOLDER
-    path = Path(name_or_path).expanduser()
-    # An empty string would be the current folder to Path, and nobody means that.
-    if name and path.is_dir():
-        return path
-    if name and path.exists():
-        raise CheckpointError(f"{path}: expected a checkpoint folder, found a file")
+    try:
+        path = Path(name_or_path).expanduser()
+        # An empty string would be the current folder to Path, and nobody means that.
+        if name and path.is_dir():
+            return path
+        if name and path.exists():
+            raise CheckpointError(f"{path}: expected a checkpoint folder, found a file")
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
+        raise CheckpointError(f"{shown(name)}: no such folder: {error}") from None
     if not isinstance(name_or_path, str) or not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name!r}: no such folder, and not a hub id of the form owner/name")
     return _download(name, revision)

@@ -35,7 +35,8 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
     # A file name or prompt that the terminal's encoding cannot show must not end a finished run in a traceback.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -125,14 +126,22 @@ def _import_engine():
 
 def _output_path(options) -> Path:
     """The file to write; asked before generating, because nobody likes to wait for a picture and lose it."""
-    path = options.output or _free_name(options.prompts[0])
+    from simplear_engine.atomic_file import check_writable
+    from simplear_engine.sampling import MAX_IMAGES
+
+    # How many there may be is for the engine to say.
+    num_images = len(options.prompts) * min(max(options.num_images, 1), MAX_IMAGES)
+    path = options.output or _free_name(options.prompts[0], num_images)
     if path.suffix.lower() != ".png":
         raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
-    if path.is_dir():
-        raise InvalidRequestError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise InvalidRequestError(f"cannot write {path}: the folder {path.parent} does not exist")
+    for file in (path, *_numbered(path, num_images)[-1:]):
+        check_writable(file)
     return path
+
+
+def _numbered(path: Path, number: int) -> list[Path]:
+    """The files of several images; none where there is one, which becomes `path` itself."""
+    return [path.with_stem(f"{path.stem}-{index + 1}") for index in range(number)] if number > 1 else []
 
 
 def _save_all(images: list, path: Path) -> str:
@@ -142,7 +151,7 @@ def _save_all(images: list, path: Path) -> str:
         return f"{path}  seed {images[0].seed}"
     from simplear_engine.png import contact_sheet, save_png
 
-    numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(len(images))]
+    numbered = _numbered(path, len(images))
     for image, file in zip(images, numbered, strict=True):
         image.save(file)
     save_png(
@@ -171,13 +180,13 @@ def _speculation_report(images: list) -> str:
     return f"{report}\ndrafts kept, by place in the window: {shares}{' ...' if places > 8 else ''}"
 
 
-def _free_name(prompt: str) -> Path:
-    """A file name made of the prompt's words that nothing in the current folder has yet."""
+def _free_name(prompt: str, num_images: int) -> Path:
+    """A file name made of the prompt's words; nothing in the current folder has it yet, nor any that goes with it."""
     stem = "-".join(re.findall(r"\w+", prompt.lower()))[:50].strip("-") or "image"
     # Some file systems count bytes, and letters beyond ASCII have several.
     stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
     path, number = Path(f"{stem}.png"), 2
-    while path.exists():
+    while any(file.exists() for file in (path, *_numbered(path, num_images))):
         path, number = Path(f"{stem}_{number}.png"), number + 1
     return path
 
@@ -269,12 +278,16 @@ def _add_generate(commands) -> None:
     command.add_argument("--image-tokenizer", metavar="PATH", help="folder or file, where the model brings none")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     command.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16; on a CPU also int8, int4; on a GPU also float8_e4m3 (default: auto)"
+        "--dtype",
+        default="auto",
+        help="auto, float32, bfloat16; on a CPU also int8, int4; on a GPU also float8_e4m3 (default: auto)",
     )
     command.add_argument(
         "--kv-dtype", default="auto", help="of keys and values: auto, float32, bfloat16 or int8 (default: auto)"
     )
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the physical cores that the process may use)")
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: the physical cores that the process may use)"
+    )
     command.add_argument(
         "--kv-cache-bytes",
         type=int,

@@ -4,7 +4,9 @@ This file turns arguments into requests for the C++ engine, waits for them and w
 forward pass and sampling happen in C++ without Python; the network is recorded from forward.py.
 """
 
+import atexit
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import numpy as np
 
 from simplear_engine import draft_file
 from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.dtypes import FLOATING
 from simplear_engine.engine_options import (
     check_dtype,
     check_kv_dtype,
@@ -27,6 +30,7 @@ from simplear_engine.errors import (
     InvalidRequestError,
     QueueFullError,
     UnsupportedError,
+    shown,
 )
 from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.sampling import MAX_DRAFT_WINDOW, Sampling, check_ids, check_sampling
@@ -35,6 +39,7 @@ DEFAULT_MAX_PAIRS = 8
 DEFAULT_PREFILL_CHUNK = 256
 DEFAULT_MAX_QUEUE = 256
 MAX_PAIRS = 4096
+MAX_PREFILL_CHUNK = (1 << 16) - 1  # what the second side of a GPU's grid takes
 _POLL_SECONDS = 0.05
 
 
@@ -51,8 +56,20 @@ class _Prompt:
 def _stream_handle(stream) -> int:
     handle = getattr(stream, "cuda_stream", stream)
     if isinstance(handle, bool) or not isinstance(handle, int) or handle < 0:
-        raise InvalidRequestError(f"stream: expected a torch.cuda.Stream or a CUDA stream's handle, got {stream!r}")
+        raise InvalidRequestError(
+            f"stream: expected a torch.cuda.Stream or a CUDA stream's handle, got {shown(stream)}"
+        )
     return handle
+
+
+# Closed before the interpreter is: no thread may wait inside the engine when there is no interpreter to come back to.
+_open_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_engines() -> None:
+    for engine in list(_open_engines):
+        engine.close()
 
 
 class Engine:
@@ -126,13 +143,25 @@ class Engine:
         """
         from simplear_engine.weights import weight_specs
 
+        if not isinstance(config, ModelConfig):
+            raise InvalidRequestError(f"config: expected a ModelConfig, got {shown(config)}")
+        if text is not None and not hasattr(text, "encode_prompt"):
+            raise InvalidRequestError(f"text: expected a TextTokenizer, got {shown(text)}")
+        if image_tokenizer is not None and not hasattr(image_tokenizer, "decode"):
+            raise InvalidRequestError(f"image_tokenizer: expected a CosmosTokenizer, got {shown(image_tokenizer)}")
         backend = open_backend(device, threads)
         tensors, faults = {}, []
         for name, spec in weight_specs(config).items():
             if name not in weights:
                 faults.append(f"{name}: missing, expected {list(spec.shape)}")
                 continue
-            tensors[name] = backend.borrow(weights[name])
+            try:
+                tensors[name] = backend.borrow(weights[name])
+            except BufferError as error:  # NumPy does not lend what is read-only
+                faults.append(f"{name}: {error}")
+                continue
+            if tensors[name].dtype not in FLOATING:
+                faults.append(f"{name}: expected one of {', '.join(FLOATING)}, found {tensors[name].dtype}")
             if tensors[name].shape != spec.shape:
                 faults.append(f"{name}: expected shape {list(spec.shape)}, found {list(tensors[name].shape)}")
         if faults:
@@ -162,7 +191,7 @@ class Engine:
         self._compression = image_tokenizer.compression if image_tokenizer else defaults.compression
         max_pairs = positive("max_pairs", DEFAULT_MAX_PAIRS if max_pairs is None else max_pairs, MAX_PAIRS)
         # A step always has room for one token of every picture in flight.
-        max_tokens = max(positive("prefill_chunk", prefill_chunk, 1 << 16), 2 * max_pairs)
+        max_tokens = max(positive("prefill_chunk", prefill_chunk, MAX_PREFILL_CHUNK), 2 * max_pairs)
         max_draws = max(max_pairs, MAX_DRAFT_WINDOW)
         self._weights = ModelWeights(model, tensors, dtype, backend)
         num_blocks = num_cache_blocks(
@@ -200,6 +229,7 @@ class Engine:
             num_blocks=num_blocks, block_size=BLOCK_SIZE, max_queue=positive("max_queue", max_queue, 1 << 20),
             max_positions=model.max_position_embeddings, num_codes=model.num_codes, visual_offset=model.visual_offset,
         )  # fmt: skip
+        _open_engines.add(self)
 
     @property
     def has_image_tokenizer(self) -> bool:
@@ -235,7 +265,7 @@ class Engine:
             raise InvalidRequestError("this engine has no text tokenizer: use generate_from_ids")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, (list, tuple)) or not prompts:
-            raise InvalidRequestError(f"prompt: expected a string or a list of strings, got {prompt!r:.80}")
+            raise InvalidRequestError(f"prompt: expected a string or a list of strings, got {shown(prompt)}")
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
@@ -278,22 +308,29 @@ class Engine:
         """
         from simplear_engine import _C
 
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:
+            raise InvalidRequestError(f"tokens: expected integer codes, got {shown(tokens)}") from None
         if tokens.dtype.kind not in "iu" or tokens.size == 0:
             raise InvalidRequestError(f"tokens: expected integer codes, got {tokens.dtype} {list(tokens.shape)}")
+        prompt_ids, longest = check_ids("prompt_ids", prompt_ids, self.model), self.model.max_position_embeddings
+        if len(prompt_ids) + tokens.size > longest:
+            raise InvalidRequestError(
+                f"tokens: expected at most {longest - len(prompt_ids)} behind a prompt of {len(prompt_ids)}, got {tokens.size}"
+            )
         for code in (int(tokens.min()), int(tokens.max())):
             if not 0 <= code < self.model.num_codes:
                 raise InvalidRequestError(f"tokens: expected codes in 0..{self.model.num_codes - 1}, got {code}")
         scores = np.empty((tokens.size, self.model.num_codes), np.float32)
         request = _C.Request()
-        request.prompt = check_ids("prompt_ids", prompt_ids, self.model)
+        request.prompt = prompt_ids
         request.forced_codes = [int(code) for code in tokens.reshape(-1)]
         request.num_image_tokens = tokens.size
         request.top_k = self.model.num_codes
         request.scores = _C.Tensor.from_numpy(scores)
         self._check_process()
-        self._core.submit(request)
-        self._wait([request], tokens.size, None)
+        self._run([request], tokens.size, None, lambda index: None)
         return scores
 
     def weights_changed(self) -> None:
@@ -301,6 +338,7 @@ class Engine:
 
         Waits for the step under way; pictures in flight go on with the new weights.
         """
+        self._check_process()
         self._core.pause()
         try:
             self._weights.refresh()
@@ -328,6 +366,7 @@ class Engine:
 
     def _between_steps(self, order: Callable[[int], None]) -> None:
         """Calls order(stream) for both of the engine's streams while nothing is being enqueued or captured on them."""
+        self._check_process()
         self._core.pause()
         try:
             order(self._backend.stream)
@@ -336,13 +375,16 @@ class Engine:
             self._core.resume(False)
 
     def stats(self) -> dict:
-        """Counters since the start (num_steps, num_tokens, busy_seconds) and what is going on now (num_running,
-        num_waiting, num_blocks, num_free_blocks)."""
+        """Counters since the start (num_steps, num_tokens, busy_seconds; num_drafts_verified and num_drafts_kept by place in
+        the draft window) and what is going on now (num_running, num_waiting, num_blocks, num_free_blocks)."""
+        self._check_process()
         return self._core.stats()
 
     def save_drafts(self, path, min_seen: int = 1) -> int:
         """Writes what was learnt about the codes of this model's pictures, for `drafts.safetensors` in a checkpoint's
         folder; returns the number of entries (8 bytes each). min_seen: leave out neighbours that occurred more rarely."""
+        self._check_process()
+        min_seen = positive("min_seen", min_seen, 1 << 16)
         entries = self._core.draft_entries(min_seen)
         draft_file.write_drafts(path, entries)
         return entries.shape[1]
@@ -379,6 +421,8 @@ class Engine:
 
     def _draw(self, prompts: list[_Prompt], sampling: Sampling, on_progress) -> list[GeneratedImage]:
         self._check_process()
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidRequestError(f"on_progress: expected a function of (done, total), got {shown(on_progress)}")
         wanted = [(prompt, sampling.seed + i) for prompt in prompts for i in range(sampling.num_images)]
         requests = [self._request(prompt, seed, sampling) for prompt, seed in wanted]
         images: list[GeneratedImage | None] = [None] * len(requests)
@@ -466,14 +510,20 @@ class Engine:
         tokens = request.codes.reshape(sampling.grid)
         timings = dict(request.timings)
         if self._pixels is not None:
-            pixels = self._pixels.start(tokens, timings).result
+            begun = self._pixels.start(tokens, timings)
+
+            def pixels() -> np.ndarray:
+                if "pixels" not in timings:
+                    self._check_process()  # the thread that makes them is there only
+                return begun.result()
+
         else:
             pixels = self._no_pixels
         return GeneratedImage(
             tokens=tokens, log_probs=request.log_probs.reshape(sampling.grid), seed=seed, prompt=prompt.text,
             negative_prompt=prompt.negative_text if sampling.guidance_scale != 1 else None,
             guidance_scale=sampling.guidance_scale, temperature=sampling.temperature, top_k=sampling.top_k,
-            top_p=sampling.top_p, height=sampling.height, width=sampling.width, model=self.name, timings=timings,
+            top_p=sampling.top_p, height=sampling.height, width=sampling.width, model=self.name, _timings=timings,
             num_steps=request.num_steps, accepted_lens=request.accepted_lens,
             draft_counts=request.draft_counts, inexact=sampling.inexact, _pixels=pixels,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
-from simplear_engine.errors import CapacityError, CheckpointError, InvalidRequestError, UnsupportedError
+from simplear_engine.errors import CapacityError, CheckpointError, InvalidRequestError, UnsupportedError, shown
 
 # Room for prompts when the KV cache is sized for the checkpoint's default picture.
 PROMPT_ALLOWANCE = 128
@@ -33,7 +33,7 @@ def open_backend(device: str, threads: int | None):
     if kind not in ("auto", "cpu", "cuda", "simulated") or (
         colon and (kind not in ("cuda", "simulated") or not index.isdecimal())
     ):
-        raise InvalidRequestError(f'device: expected "auto", "cpu", "cuda" or "cuda:1", got {device!r}')
+        raise InvalidRequestError(f'device: expected "auto", "cpu", "cuda" or "cuda:1", got {shown(device)}')
     if kind == "cpu":
         return CpuBackend(threads)
     if kind == "simulated":
@@ -80,7 +80,7 @@ def check_dtype(dtype: str, stored: str, backend) -> str:
         return "float32" if stored == "float32" else "bfloat16"
     if dtype not in backend.dtypes:
         expected = f"{', '.join(backend.dtypes[:-1])} or {backend.dtypes[-1]}"
-        raise InvalidRequestError(f"dtype: expected auto, {expected} on {backend.device}, got {dtype!r}")
+        raise InvalidRequestError(f"dtype: expected auto, {expected} on {backend.device}, got {shown(dtype)}")
     return dtype
 
 
@@ -92,14 +92,14 @@ def check_kv_dtype(kv_dtype: str, dtype: str) -> str:
         return CACHE_DTYPES[dtype]
     if kv_dtype not in KV_DTYPES:
         expected = f"{', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}"
-        raise InvalidRequestError(f"kv_dtype: expected auto, {expected}, got {kv_dtype!r}")
+        raise InvalidRequestError(f"kv_dtype: expected auto, {expected}, got {shown(kv_dtype)}")
     return kv_dtype
 
 
 def positive(name: str, value, high: int) -> int:
     """`value`, if it is an integer in 1..high."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-        raise InvalidRequestError(f"{name}: expected an integer in 1..{high}, got {value!r}")
+        raise InvalidRequestError(f"{name}: expected an integer in 1..{high}, got {shown(value)}")
     return value
 
 
@@ -108,7 +108,7 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidRequestError(f"image_tokenizer: expected a folder or a file, got {path!r:.80}")
+        raise InvalidRequestError(f"image_tokenizer: expected a folder or a file, got {shown(path)}")
     path = Path(path)
     from simplear_engine.backend import CACHE_DTYPES
     from simplear_engine.image import CosmosTokenizer
@@ -147,7 +147,7 @@ def num_cache_blocks(
     request touches is never taken from the system."""
     if kv_cache_bytes is not None:
         if isinstance(kv_cache_bytes, bool) or not isinstance(kv_cache_bytes, int) or kv_cache_bytes < 1:
-            raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {kv_cache_bytes!r}")
+            raise InvalidRequestError(f"kv_cache_bytes: expected a positive integer, got {shown(kv_cache_bytes)}")
         if kv_cache_bytes < 2 * block_bytes:
             raise CapacityError(
                 f"kv_cache_bytes: expected at least {2 * block_bytes} for this model, got {kv_cache_bytes}"

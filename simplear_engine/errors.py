@@ -61,6 +61,14 @@ class InternalError(SimplearError):
     kind = "internal"
 
 
+def shown(value) -> str:
+    """A value that came from somebody, for an error's text: what repr says, cut off, and of whatever has none its type."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # an integer of more digits than Python prints, an object with a repr of its own
+        return f"a value of type {type(value).__name__} that cannot be shown"
+
+
 BY_KIND: dict[str, type[SimplearError]] = {
     error.kind: error
     for error in (

@@ -34,7 +34,7 @@ class GeneratedImage:
     height: int
     width: int
     model: str
-    timings: dict[str, float]
+    _timings: dict[str, float] = field(repr=False)
     num_steps: int
     accepted_lens: np.ndarray
     draft_counts: tuple[np.ndarray, np.ndarray]
@@ -42,6 +42,10 @@ class GeneratedImage:
     _pixels: Callable[[], np.ndarray] = field(repr=False)
     _pil: Any = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return dict(self._timings)
 
     @property
     def pixels(self) -> np.ndarray:

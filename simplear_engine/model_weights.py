@@ -6,6 +6,7 @@ place when those have changed, so that a recorded program keeps its pointers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from simplear_engine import _C
 from simplear_engine.config import ModelConfig
@@ -35,7 +36,7 @@ class ModelWeights:
     def __init__(self, config: ModelConfig, tensors: Mapping[str, _C.Tensor], dtype: str, backend):
         self.config, self.dtype = config, dtype
         self._tensors, self._backend = dict(tensors), backend
-        self._refreshers = []
+        self._refreshers = []  # none of them refers to this object: its memory goes with its last user
         self.embedding = self._vector(EMBEDDING)
         self.layers = [self._layer(f"model.layers.{i}.") for i in range(config.num_layers)]
         self.norm = self._vector("model.norm.weight")
@@ -68,7 +69,7 @@ class ModelWeights:
 
     def _resident(self, tensor: _C.Tensor) -> _C.Tensor:
         resident = self._backend.resident(tensor)
-        self._refreshers.append(lambda: self._backend.refresh(resident, tensor))
+        self._refreshers.append(partial(self._backend.refresh, resident, tensor))
         return resident
 
     def _concatenated(self, tensors: list[_C.Tensor]) -> _C.Tensor:
@@ -77,13 +78,13 @@ class ModelWeights:
         begin = 0
         for tensor in tensors:
             part = whole.rows(begin, begin + tensor.shape[0])
-            self._derive(lambda tensor=tensor, part=part: self._backend.convert(tensor, part))
+            self._derive(partial(self._backend.convert, tensor, part))
             begin += tensor.shape[0]
         return self._resident(whole)
 
     def _packed(self, op: str, parts: list[_C.Tensor], interleaved: bool = False) -> PackedWeight:
         packed = self._backend.pack(op, parts, self.dtype, interleaved)
-        self._refreshers.append(lambda: self._backend.pack_again(op, packed, parts, interleaved))
+        self._refreshers.append(partial(self._backend.pack_again, op, packed, parts, interleaved))
         return packed
 
     def _derive(self, derive) -> None:

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from simplear_engine.errors import CancelledError
+
 
 class PixelDecoder:
     """Owns one worker thread; `image_tokenizer` has config, prepare() and decode(int [1, h, w]) -> float32 [1, 3, H, W]."""
@@ -24,7 +26,8 @@ class PixelDecoder:
         return self._tokenizer.config.levels
 
     def start(self, tokens: np.ndarray, timings: dict[str, float]) -> Future:
-        """Begins decoding int32 [h, w]; the future yields float32 [3, H, W] and the seconds go to timings["pixels"]."""
+        """Begins decoding int32 [h, w]; the future yields float32 [3, H, W] and the seconds go to timings["pixels"].
+        CancelledError where the worker has ended."""
 
         def decode() -> np.ndarray:
             started = time.perf_counter()
@@ -32,7 +35,10 @@ class PixelDecoder:
             timings["pixels"] = time.perf_counter() - started
             return pixels
 
-        return self._worker.submit(decode)
+        try:
+            return self._worker.submit(decode)
+        except RuntimeError:
+            raise CancelledError("the engine was closed") from None
 
     def close(self) -> None:
         """Ends the worker when it has done what was begun: whoever holds a picture may ask for its pixels later."""

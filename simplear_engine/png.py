@@ -38,7 +38,8 @@ def png_bytes(pil_image, metadata: dict[str, str] | None = None) -> bytes:
     chunks = PngInfo()
     for key, value in (metadata or {}).items():
         # Chooses tEXt or iTXt by whether the text is Latin-1. NUL ends a chunk's text, so it cannot stand in one.
-        chunks.add_text(key, value.replace("\0", " "))
+        # A folder's name may hold bytes that are no text.
+        chunks.add_text(key, value.replace("\0", " ").encode("utf-8", "backslashreplace").decode())
     file = io.BytesIO()
     pil_image.save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()

@@ -9,10 +9,11 @@ import os
 from dataclasses import dataclass
 
 from simplear_engine.config import GenerationDefaults, ModelConfig
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import InvalidRequestError, shown
 
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
+MIN_TEMPERATURE = 1e-6  # logits divided by less are no numbers any more
 MAX_DRAFT_WINDOW = 64
 DEFAULT_DRAFT_WINDOW = 8
 SPECULATIONS = (None, "auto", "jacobi", "ratio", "simplear", "neighbours")
@@ -68,7 +69,7 @@ def check_sampling(
         guidance_scale=_number(
             "guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale, 0, 1e6
         ),
-        temperature=_number("temperature", temperature, 0, 1e6),
+        temperature=_temperature(temperature),
         top_k=top_k,
         top_p=top_p,
         seed=seed,
@@ -79,10 +80,19 @@ def check_sampling(
     )
 
 
+def _temperature(value) -> float:
+    temperature = _number("temperature", value, 0, 1e6)
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise InvalidRequestError(
+            f"temperature: expected 0 (greedy) or a number of at least {MIN_TEMPERATURE:g}, got {temperature:g}"
+        )
+    return temperature
+
+
 def _draft_window(speculation, draft_window) -> int:
     if speculation not in SPECULATIONS:
         known = ", ".join(repr(name) for name in SPECULATIONS)
-        raise InvalidRequestError(f"speculation: expected one of {known}, got {speculation!r:.80}")
+        raise InvalidRequestError(f"speculation: expected one of {known}, got {shown(speculation)}")
     if speculation is None:
         if draft_window is not None:
             raise InvalidRequestError(
@@ -96,14 +106,16 @@ def _draft_window(speculation, draft_window) -> int:
 
 def _draft_source(draft_source) -> str | None:
     if draft_source is not None and draft_source not in DRAFT_SOURCES:
-        raise InvalidRequestError(f"draft_source: expected one of {', '.join(DRAFT_SOURCES)}, got {draft_source!r:.80}")
+        raise InvalidRequestError(
+            f"draft_source: expected one of {', '.join(DRAFT_SOURCES)}, got {shown(draft_source)}"
+        )
     return draft_source
 
 
 def check_ids(name: str, ids, model: ModelConfig) -> list[int]:
     """Token ids as a list of int: any sequence or array of integers, also a batch of one ([1, n]), each below the
     vocabulary's size."""
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) == 0:
         raise InvalidRequestError(f"{name}: expected a sequence of token ids, got {type(ids).__name__}")
     if getattr(ids, "ndim", 1) == 2 and len(ids) == 1:
         ids = ids[0]
@@ -121,23 +133,23 @@ def _size(name: str, value, compression: int) -> int:
 
 def _integer(name: str, value, low: int, high: int) -> int:
     if isinstance(value, bool):
-        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value!r}")
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {shown(value)}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {value!r:.80}") from None
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {shown(value)}") from None
     if not low <= number <= high:
-        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {number!r:.80}")
+        raise InvalidRequestError(f"{name}: expected an integer in {low}..{high}, got {shown(number)}")
     return number
 
 
 def _number(name: str, value, low: float, high: float) -> float:
     if isinstance(value, (bool, str)):
-        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {shown(value)}")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r:.80}") from None
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {shown(value)}") from None
     if not (math.isfinite(number) and low <= number <= high):
-        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
+        raise InvalidRequestError(f"{name}: expected a number in [{low:g}, {high:g}], got {shown(value)}")
     return number

@@ -204,12 +204,21 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write it, which half of a surrogate pair is not for."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
     """Added tokens from whichever files list them; they must not contradict each other."""
     added: dict[str, int] = {}
 
     def add(content, token_id, path):
-        if not isinstance(content, str) or not content or type(token_id) is not int:
+        if not isinstance(content, str) or not content or not _is_unicode(content) or type(token_id) is not int:
             raise CheckpointError(f"{path}: added token {content!r:.80}: expected a name and an integer id")
         if added.setdefault(content, token_id) != token_id:
             raise CheckpointError(
@@ -222,7 +231,8 @@ def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
         raise CheckpointError(f"{path}: added_tokens_decoder: expected an object")
     for token_id, token in decoder.items():
         content = token.get("content") if isinstance(token, dict) else None
-        add(content, int(token_id) if token_id.isascii() and token_id.isdigit() else token_id, path)
+        is_number = token_id.isascii() and token_id.isdigit() and len(token_id) < 10
+        add(content, int(token_id) if is_number else token_id, path)
     path = folder / "added_tokens.json"
     for content, token_id in (read_json_object(path) if path.exists() else {}).items():
         add(content, token_id, path)
@@ -232,9 +242,9 @@ def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
     for value in (read_json_object(path) if path.exists() else {}).values():
         for token in value if isinstance(value, list) else [value]:
             content = token.get("content") if isinstance(token, dict) else token
-            if content is None or content in added:
+            if content is None or (isinstance(content, str) and content in added):
                 continue
-            if content in vocab:
+            if isinstance(content, str) and content in vocab:
                 add(content, vocab[content], path)
             else:
                 add(content, next_id, path)

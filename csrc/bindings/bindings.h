@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <string>
 
@@ -10,6 +11,15 @@
 namespace simplear {
 
 DType dtype_from_name(const std::string& name);
+
+// Threads do not survive fork(): whoever owns some leaves them alone in a child, where joining them would never end.
+class ThisProcess {
+ public:
+  bool is_here() const { return getpid() == pid_; }
+
+ private:
+  pid_t pid_ = getpid();
+};
 
 void bind_errors(pybind11::module_& m);
 void bind_tensor(pybind11::module_& m);

@@ -151,9 +151,8 @@ void bind_cuda(py::module_& m) {
       .def_property_readonly("num_uploads", &GraphRunner::num_uploads);
 
   m.def(
-      "bucket_for",
-      [](const StepPlan& plan) { return to_dict(bucket_for(plan.counts(), plan.limits)); }, py::arg("plan"),
-      "The sizes that a step of this plan runs with on a device.");
+      "bucket_for", [](const StepPlan& plan) { return to_dict(bucket_for(plan.counts(), plan.limits)); },
+      py::arg("plan"), "The sizes that a step of this plan runs with on a device.");
   m.def(
       "all_buckets",
       [](const StepPlan& plan) {

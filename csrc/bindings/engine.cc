@@ -53,11 +53,22 @@ py::tuple to_arrays(const DraftCounts& counts) {
 
 // Joining the engine thread must not hold the GIL: the thread may be letting go of a Python object.
 struct StopWithoutGil {
+  ThisProcess owner;
   void operator()(Engine* engine) const {
+    if (!owner.is_here()) return;
     py::gil_scoped_release release;
     delete engine;
   }
 };
+
+// A daemon thread may come back when the interpreter is being torn down. Taking the GIL then ends the thread by
+// unwinding its stack, which must not pass through a destructor, as that of gil_scoped_release is.
+bool wait(Request& request, double seconds) {
+  PyThreadState* state = PyEval_SaveThread();
+  const bool has_ended = Engine::wait(request, seconds);
+  PyEval_RestoreThread(state);
+  return has_ended;
+}
 
 }  // namespace
 
@@ -121,8 +132,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("log_probs", [](const Request& r) { return to_array(r.log_probs); })
       .def_property_readonly("timings", &timings, "Seconds by phase; read it after the request ended.")
       .def("raise_if_failed", &raise_if_failed)
-      .def("wait", &Engine::wait, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
-           "True when the request ended within `seconds`.");
+      .def("wait", &wait, py::arg("seconds"), "True when the request ended within `seconds`.");
 
   py::class_<Scheduler>(m, "Scheduler", "The scheduler by itself: what the engine thread asks before and after a step.")
       .def(py::init([](const StepPlan& plan, int32_t num_blocks, int32_t block_size, int32_t max_queue,
@@ -192,8 +202,15 @@ void bind_engine(py::module_& m) {
              return stats;
            })
       .def_property(
-          "learns_drafts", [](Engine& engine) { return engine.learns_drafts(); },
-          [](Engine& engine, bool learns) { engine.set_learns_drafts(learns); })
+          "learns_drafts",
+          [](Engine& engine) {
+            py::gil_scoped_release release;
+            return engine.learns_drafts();
+          },
+          [](Engine& engine, bool learns) {
+            py::gil_scoped_release release;
+            engine.set_learns_drafts(learns);
+          })
       .def(
           "draft_entries",
           [](Engine& engine, int32_t min_seen) {

@@ -152,7 +152,9 @@ void bind_ops(py::module_& m) {
       .def(py::init([](int num_threads) {
              check(num_threads >= 1 && num_threads <= 1024, ErrorKind::kInvalidRequest,
                    "threads: expected 1..1024, got ", num_threads);
-             return std::make_shared<ThreadPool>(num_threads);
+             return std::shared_ptr<ThreadPool>(new ThreadPool(num_threads), [owner = ThisProcess()](ThreadPool* pool) {
+               if (owner.is_here()) delete pool;
+             });
            }),
            py::arg("num_threads"))
       .def_property_readonly("size", &ThreadPool::size)

@@ -92,6 +92,7 @@ void Engine::learn_picture(std::span<const int32_t> codes, int32_t width) {
 }
 
 void Engine::stop() {
+  std::lock_guard alone(stop_mutex_);
   {
     std::lock_guard lock(mutex_);
     if (stopped_) return;
@@ -109,10 +110,10 @@ void Engine::loop() {
   while (true) {
     wake_.wait(lock, [&] { return stopping_ || (num_pauses_ == 0 && !scheduler_.is_idle()); });
     if (stopping_) return;
-    if (!scheduler_.next(*plan_)) continue;
-    stepping_ = true;
     const auto start = std::chrono::steady_clock::now();
     try {
+      if (!scheduler_.next(*plan_)) continue;
+      stepping_ = true;
       run_batch(lock);
     } catch (const std::exception& e) {
       if (!lock.owns_lock()) lock.lock();

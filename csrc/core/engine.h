@@ -49,7 +49,7 @@ class Engine {
   // From a picture that was drawn elsewhere: codes in raster order, `width` in a row.
   void learn_picture(std::span<const int32_t> codes, int32_t width);
 
-  // Ends all requests and joins the thread; further submits fail.
+  // Ends all requests and joins the thread; further submits fail. Whoever calls it second waits for the first.
   void stop();
 
  private:
@@ -60,7 +60,8 @@ class Engine {
   std::shared_ptr<StepPlan> plan_;
   std::shared_ptr<StepRunner> runner_;
 
-  std::mutex mutex_;  // guards the scheduler and the flags
+  std::mutex stop_mutex_;  // held by whoever joins the thread
+  std::mutex mutex_;       // guards the scheduler and the flags
   std::condition_variable wake_, idle_;
   Scheduler scheduler_;
   bool stepping_ = false, stopping_ = false, stopped_ = false;

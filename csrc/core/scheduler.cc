@@ -68,11 +68,13 @@ void Scheduler::enqueue(std::shared_ptr<Request> request) {
         "draft_source: a rule that compares probabilities takes left or above, guesses of the image's own");
   check(r.top_p > 0 && r.top_p <= 1, invalid, "top_p: expected a number in (0, 1], got ", r.top_p);
   int32_t blocks = 0;
+  const char* name = "prompt";
   for (const Sequence& row : rows_of(r)) {
-    const int64_t length = static_cast<int64_t>(r.prompt.size()) + r.num_image_tokens;
-    check(std::max<int64_t>(length, row.num_known) <= limits_.max_positions, invalid, "request of ", length,
-          " tokens: the model knows ", limits_.max_positions, " positions; shorten the prompt or lower the resolution");
+    const int64_t length = int64_t{row.num_known} + (r.is_scoring() ? 1 : r.num_image_tokens);
+    check(length <= limits_.max_positions, invalid, name, " and picture of ", length, " tokens: the model knows ",
+          limits_.max_positions, " positions; shorten the ", name, " or lower the resolution");
     blocks += blocks_for(row, r);
+    name = "negative prompt";
   }
   check(blocks <= allocator_.num_blocks(), ErrorKind::kCapacity, "request needs ", blocks, " KV blocks, the cache has ",
         allocator_.num_blocks(), ": lower the resolution or raise kv_cache_bytes");
@@ -173,6 +175,8 @@ void Scheduler::append_rows(Running& running, Sequence& row, int32_t count, Step
   }
   append(plan.query_start_loc, seq + 1, plan.num_tokens);
   append(plan.context_lens, seq, row.num_computed + count);
+  check(static_cast<int32_t>(row.blocks.size()) <= step_limits_.max_blocks_per_seq, ErrorKind::kInternal,
+        "scheduler: a row has more blocks than the plan");
   std::copy(row.blocks.begin(), row.blocks.end(),
             plan.block_table.as<int32_t>() + int64_t{seq} * step_limits_.max_blocks_per_seq);
   // A draft's keys and values are overwritten when it turns out wrong.
@@ -242,8 +246,8 @@ void Scheduler::append_draws(Running& running, int32_t first_seq, int32_t num_dr
   append(plan.window_start_loc, window + 1, plan.num_draws);
 }
 
-// reserved_rows: query rows and rows of logits that others still need for one token each.
-void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows) {
+// reserved: what others still need for one token each.
+void Scheduler::schedule(Running& running, StepPlan& plan, const Reserve& reserved) {
   int32_t wanted = 0;  // at most: what the rows share is counted twice
   for (Sequence& row : running.rows) {
     skip_filled(row);
@@ -263,8 +267,8 @@ void Scheduler::schedule(Running& running, StepPlan& plan, int32_t reserved_rows
     return;
   }
   int32_t num_drafts = running.num_drafts_wanted;
-  num_drafts = std::min(num_drafts, (std::min(tokens - wanted, logits - num_rows) - reserved_rows) / num_rows);
-  num_drafts = std::min(num_drafts, step_limits_.max_draws - plan.num_draws - 1 - reserved_rows);
+  num_drafts = std::min(num_drafts, (std::min(tokens - wanted, logits - num_rows) - reserved.rows) / num_rows);
+  num_drafts = std::min(num_drafts, step_limits_.max_draws - plan.num_draws - 1 - reserved.draws);
   append_window(running, std::max(num_drafts, 0), plan);
 }
 
@@ -343,18 +347,19 @@ void Scheduler::fill(StepPlan& plan) {
   plan.num_scores = 0;
   append(plan.query_start_loc, 0, int32_t{0});
   append(plan.window_start_loc, 0, int32_t{0});
-  int32_t reserved_rows = 0;
+  // Newcomers, too: the drafts of others may slow them down and never keep them out.
+  Reserve reserved;
   for (Running& running : running_) {
     running.num_draws = running.num_scores = 0;
-    if (!running.request->codes.empty()) reserved_rows += static_cast<int32_t>(running.rows.size());
+    reserved += need_of(running);
   }
   for (const bool drawing : {true, false})
     for (Running& running : running_) {
       if (drawing != !running.request->codes.empty()) continue;
       const int32_t before = plan.num_tokens;
-      if (drawing) reserved_rows -= static_cast<int32_t>(running.rows.size());
+      reserved -= need_of(running);
       if (before < step_limits_.max_tokens)
-        running.request->is_scoring() ? schedule_scores(running, plan) : schedule(running, plan, reserved_rows);
+        running.request->is_scoring() ? schedule_scores(running, plan) : schedule(running, plan, reserved);
       running.request->num_steps += plan.num_tokens > before;
     }
 }
@@ -428,14 +433,20 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   return true;
 }
 
+// What the step found out for one request. False where the network says no number.
+bool Scheduler::take(Running& running, const StepPlan& plan, std::span<const float> logits) {
+  if (running.num_scores > 0 && running.request->is_scoring()) take_scores(running, logits);
+  else if (running.num_scores > 0) return take_logits(running, plan, logits);
+  else if (running.num_draws > 0) return take_draws(running, plan);
+  return true;
+}
+
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
+  // All of it before anybody leaves: an exception finds the batch whole.
+  for (Running& running : running_) running.is_number = take(running, plan, logits);
   std::erase_if(running_, [&](Running& running) {
     Request& request = *running.request;
-    bool is_number = true;
-    if (running.num_scores > 0 && request.is_scoring()) take_scores(running, logits);
-    else if (running.num_scores > 0) is_number = take_logits(running, plan, logits);
-    else if (running.num_draws > 0) is_number = take_draws(running, plan);
-    if (!is_number) {
+    if (!running.is_number) {
       finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
              "the logits of image token " + std::to_string(request.codes.size()) +
                  " hold NaN or infinity: the weights or the guidance scale are out of range");

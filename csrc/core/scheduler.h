@@ -95,7 +95,18 @@ class Scheduler {
     // Of the step under way: draws, or rows of logits that are wanted whole, for scores or for a rule that draws here.
     int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
+    bool is_number = true;
   };
+  // Room in a step.
+  struct Reserve {
+    int32_t rows = 0;  // query rows, and as many rows of logits
+    int32_t draws = 0;
+    void operator+=(const Reserve& other) { rows += other.rows, draws += other.draws; }
+    void operator-=(const Reserve& other) { rows -= other.rows, draws -= other.draws; }
+  };
+  static Reserve need_of(const Running& running) {
+    return {static_cast<int32_t>(running.rows.size()), running.request->is_scoring() ? 0 : 1};
+  }
 
   std::vector<Sequence> rows_of(const Request& request) const;
   int32_t blocks_for(const Sequence& row, const Request& request) const;
@@ -104,11 +115,12 @@ class Scheduler {
   void fill(StepPlan& plan);
   void skip_filled(Sequence& row) const;
   void prepare_drafts();
-  void schedule(Running& running, StepPlan& plan, int32_t reserved_rows);
+  void schedule(Running& running, StepPlan& plan, const Reserve& reserved);
   void schedule_scores(Running& running, StepPlan& plan);
   void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
   void append_window(Running& running, int32_t num_drafts, StepPlan& plan);
   void append_draws(Running& running, int32_t first_seq, int32_t num_draws, StepPlan& plan);
+  bool take(Running& running, const StepPlan& plan, std::span<const float> logits);
   void take_scores(Running& running, std::span<const float> logits);
   bool take_draws(Running& running, const StepPlan& plan);
   bool take_logits(Running& running, const StepPlan& plan, std::span<const float> logits);

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <cstdlib>
+#include <utility>
 
 #include "core/check.h"
 
@@ -42,11 +43,21 @@ void ThreadPool::run(Function function, void* context) {
   running_.store(num_threads_ - 1, std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  function(context, 0, num_threads_);
+  call(0);
   for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
     relax();
     // A worker that lost its core needs ours.
     if (spins > kSpins) sched_yield();
+  }
+  if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::call(int thread) {
+  try {
+    function_(context_, thread, num_threads_);
+  } catch (...) {
+    std::lock_guard lock(error_mutex_);
+    if (error_ == nullptr) error_ = std::current_exception();
   }
 }
 
@@ -60,7 +71,7 @@ void ThreadPool::work(int thread) {
     }
     ++seen;
     if (stopping_) return;
-    function_(context_, thread, num_threads_);
+    call(thread);
     running_.fetch_sub(1, std::memory_order_acq_rel);
   }
 }

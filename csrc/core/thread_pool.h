@@ -7,7 +7,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -29,7 +31,8 @@ class ThreadPool {
   // Held by whoever computes with these threads, for one op or for many: run() and scratch() serve one op at a time.
   TurnLock& turns() { return turns_; }
 
-  // Calls function(context, t, size()) once for each t; the caller is thread 0.
+  // Calls function(context, t, size()) once for each t; the caller is thread 0. When all of them have ended, throws
+  // what the first that failed threw.
   void run(Function function, void* context);
 
   // Private memory of one thread, kept between calls; page-aligned.
@@ -37,6 +40,7 @@ class ThreadPool {
 
  private:
   void work(int thread);
+  void call(int thread);
 
   struct alignas(64) Worker {
     std::thread thread;
@@ -53,6 +57,8 @@ class ThreadPool {
   Function function_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> stopping_{false};
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
   std::vector<Worker> workers_;
   std::vector<Scratch> scratch_;
 };
