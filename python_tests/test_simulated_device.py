@@ -446,6 +446,20 @@ def test_every_step_has_one_of_a_short_list_of_sizes():
         assert (plan.slot_mapping.numpy()[tokens : plan.num_tokens] == -1).all()
 
 
+@pytest.mark.parametrize("tokens, draws, rows_of_a_draw", [(6, 3, 2), (258, 1, 2), (5, 5, 1), (34, 17, 2), (300, 100, 2)])
+def test_no_padding_row_is_left_to_be_scored(tokens, draws, rows_of_a_draw):
+    """Rows of logits that no draw refers to cost another pass over the head's weights."""
+    rows = draws * rows_of_a_draw
+    plan = make_plan(num_tokens=tokens, num_seqs=rows, num_logit_rows=rows, num_draws=draws, num_windows=draws)
+    cond, uncond = plan.cond_row.numpy(), plan.uncond_row.numpy()
+    cond[:draws] = np.arange(draws)
+    uncond[:draws] = draws + np.arange(draws) if rows_of_a_draw == 2 else -1
+    _C.pad(plan, num_codes=9)
+    assert plan.num_draws > draws or plan.num_logit_rows == rows
+    drawn = {*cond[: plan.num_draws].tolist(), *uncond[: plan.num_draws].tolist()}
+    assert drawn - {-1} == set(range(plan.num_logit_rows))
+
+
 def test_padding_a_prompt_does_not_run_the_head():
     plan = make_plan(num_tokens=77, num_seqs=1)
     assert not _C.is_recorded(plan)

@@ -78,8 +78,14 @@ void pad(StepPlan& plan, const StepCounts& bucket, int32_t num_codes) {
   fill(plan.context_lens, plan.num_seqs, bucket.num_seqs, int32_t{0});
   fill(plan.logit_rows, plan.num_logit_rows, bucket.num_logit_rows, int32_t{0});
   const auto draws = [&](const Tensor& tensor, auto value) { fill(tensor, plan.num_draws, bucket.num_draws, value); };
-  draws(plan.cond_row, int32_t{0});
-  draws(plan.uncond_row, int32_t{-1});
+  // Padding draws take the padding rows of logits, two each: rows that nobody draws from would be scored, which costs
+  // another pass over the head.
+  int32_t row = plan.num_logit_rows;
+  const auto next_row = [&](int32_t otherwise) { return row < bucket.num_logit_rows ? row++ : otherwise; };
+  for (int32_t draw = plan.num_draws; draw < bucket.num_draws; ++draw) {
+    plan.cond_row.as<int32_t>()[draw] = next_row(0);
+    plan.uncond_row.as<int32_t>()[draw] = next_row(-1);
+  }
   draws(plan.guidance_scale, 1.0f);
   draws(plan.temperature, 0.0f);
   draws(plan.top_k, num_codes);

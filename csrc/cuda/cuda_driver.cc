@@ -2,6 +2,8 @@
 
 #include "cuda/cuda_driver.h"
 
+#include <new>
+
 #include "core/check.h"
 
 #ifdef SIMPLEAR_CUDA
@@ -75,7 +77,7 @@ class CudaDriver : public Driver {
     return memory;
   }
   void release(void* memory) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaFree(memory);  // which waits for the device; an error here is an older one's
   }
   void* allocate_host(size_t bytes) override {
@@ -85,7 +87,7 @@ class CudaDriver : public Driver {
     return memory;
   }
   void release_host(void* memory) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaFreeHost(memory);
   }
 
@@ -97,7 +99,7 @@ class CudaDriver : public Driver {
     return reinterpret_cast<Stream*>(stream);
   }
   void destroy(Stream* stream) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaStreamDestroy(native(stream));
   }
   void synchronize(Stream* stream) override {
@@ -120,7 +122,7 @@ class CudaDriver : public Driver {
     return reinterpret_cast<Event*>(event);
   }
   void destroy(Event* event) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaEventDestroy(native(event));
   }
   void record(Event* event, Stream* stream) override {
@@ -158,7 +160,7 @@ class CudaDriver : public Driver {
     run(cudaGraphLaunch(native(graph), native(stream)), "launching a graph");
   }
   void destroy(Graph* graph) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaGraphExecDestroy(native(graph));
   }
 
@@ -169,7 +171,7 @@ class CudaDriver : public Driver {
     return reinterpret_cast<Module*>(library);
   }
   void destroy(Module* module) override {
-    Current current(*this);
+    Current current(*this, std::nothrow);
     cudaLibraryUnload(native(module));
   }
   Function* function(Module* module, const std::string& name) override {
@@ -190,6 +192,10 @@ class CudaDriver : public Driver {
         "launching a kernel");
   }
 
+  void on_device(const std::function<void()>& work) override {
+    Current current(*this);
+    work();
+  }
   void enqueue(std::function<void()>, Stream*) override {
     fail(ErrorKind::kUnsupported, name_of(id_), ": a function of the host cannot stand in for a kernel here");
   }
@@ -203,6 +209,11 @@ class CudaDriver : public Driver {
       cudaGetDevice(&before);
       if (before != driver.id_.index) driver.run(cudaSetDevice(driver.id_.index), "choosing the device");
       is_changed = before != driver.id_.index;
+    }
+    // For those who let go of something: they run in destructors, and a device that has failed keeps nothing anyway.
+    Current(const CudaDriver& driver, std::nothrow_t) {
+      cudaGetDevice(&before);
+      is_changed = before != driver.id_.index && cudaSetDevice(driver.id_.index) == cudaSuccess;
     }
     ~Current() {
       if (is_changed) cudaSetDevice(before);

@@ -67,7 +67,8 @@ void DeviceProgram::enqueue(const StepCounts& counts, Driver::Stream* stream) {
   for (Call& call : calls_) {
     bind(call, counts);
     if (call.cuda_op != nullptr) {
-      call.cuda_op->run(call.params.data(), launcher_);
+      // Its launches do not pass through the driver, and go to the thread's device.
+      driver_->on_device([&] { call.cuda_op->run(call.params.data(), launcher_); });
       continue;
     }
     if (call.host_op == nullptr) {

@@ -86,6 +86,9 @@ class Driver {
   virtual void launch(Function* function, const KernelShape& shape, std::span<void* const> arguments,
                       Stream* stream) = 0;
 
+  // Calls `work` with this device as the thread's own, which only CUDA's runtime knows.
+  virtual void on_device(const std::function<void()>& work) { work(); }
+
   // Host code in the place of a kernel, on the simulated device only.
   virtual void enqueue(std::function<void()> work, Stream* stream) = 0;
 };

@@ -47,10 +47,15 @@ void launch(Launcher& launcher, const char* name, void (*kernel)(Params...), con
         shape.shared_bytes, " bytes of shared memory, the device has ", launcher.max_shared_bytes);
   if (launcher.is_dry_run) return;
   constexpr size_t kAlwaysThere = 48 * 1024;
-  if (shape.shared_bytes > kAlwaysThere)
-    check_launch(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
-        name);
+  if (shape.shared_bytes > kAlwaysThere) {
+    // The limit is the kernel's and not the launch's. Always as much as there is: what a launch needs would lower it
+    // under another one, of another thread or in a graph.
+    cudaFuncAttributes own;
+    check_launch(cudaFuncGetAttributes(&own, kernel), name);
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(launcher.max_shared_bytes - own.sharedSizeBytes)),
+                 name);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -42,7 +42,7 @@ def normalise(
     means = tl.load(mean + slots, mask=is_block, other=0)
     counts = tl.minimum(positions - blocks * POSITIONS, POSITIONS) * (C // GROUPS)
     counts = tl.where(is_block, counts, 0).to(tl.float32)
-    total = positions.to(tl.float32) * (C // GROUPS)
+    total = tl.full([], C // GROUPS, tl.float32) * positions  # which may be a constant
     average = tl.sum(means * counts, axis=0) / total
     away = means - average
     squares = tl.sum(tl.load(square + slots, mask=is_block, other=0) + counts * away * away, axis=0)

@@ -66,7 +66,9 @@ def add_spans(
     at = row * M + outs
     acc = tl.zeros([OUTS], tl.float32)
     for span in tl.static_range(NUM_SPANS):
-        acc += tl.load(partial + num_rows.to(tl.int64) * (span * M) + at, mask=out_mask, other=0)
+        # num_rows may be a constant, which has no .to().
+        begin = tl.full([], span * M, tl.int64) * num_rows
+        acc += tl.load(partial + begin + at, mask=out_mask, other=0)
     if bias is not None:
         acc += tl.load(bias + outs, mask=out_mask, other=0)
     if ACCUMULATE:
