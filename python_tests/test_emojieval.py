@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+from simplear_engine.errors import InvalidRequestError
 from simplear_train import emoji_scenes
 from simplear_train.concepts import COLOURS, CONCEPTS
 from simplear_train.emoji_scenes import KINDS, SceneMaker
@@ -168,6 +169,11 @@ def test_overall_is_the_mean_of_tasks_whatever_their_sizes():
     assert result["tasks"]["position"]["score"] == 0 and result["tasks"]["colors"]["score"] == 1
     assert result["overall"]["score"] == round(5 / 6, 4)
     assert result["overall"]["interval"] == [result["overall"]["score"]] * 2  # nothing varied
+
+
+def test_a_world_that_is_too_small_for_a_task_has_no_score():
+    with pytest.raises(InvalidRequestError, match="nothing to ask for two_object"):
+        scores([{"tag": "single_object"}], np.ones((1, 4), bool))
 
 
 def test_pictures_of_one_prompt_do_not_narrow_the_interval():

@@ -141,6 +141,8 @@ def test_mixtures_choose_samples_by_simplears_grammar(tmp_path, strategy, expect
 def test_an_unknown_sampling_is_an_error(tmp_path):
     with pytest.raises(InvalidRequestError, match="expected all, first:N"):
         Source.select(write_tokens(tmp_path), "some:3", 0)
+    with pytest.raises(InvalidRequestError, match="expected repeat:N, N a number of times"):
+        Source.select(TokenSet(tmp_path), "repeat:10%", 0)
 
 
 def test_packed_padded_and_single_samples_have_the_same_loss():

@@ -14,11 +14,13 @@ pytest.importorskip("tokenizers")
 from simplear_engine import Engine
 from simplear_engine.errors import InvalidRequestError
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
-from simplear_train.config_file import config_path, read_config
+from simplear_train.config_file import config_path, read_config, to_toml
 from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
-from simplear_train.next_token import DataConfig, SourceConfig
+from simplear_train.model_folder import from_folder
+from simplear_train.next_token import DataConfig, LossConfig, NextToken, SampleConfig, SourceConfig
 from simplear_train.optimizers import Muon, optimizers_for, orthogonalised
+from simplear_train.parallel import Share
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
 from simplear_train.token_shards import ShardWriter
@@ -234,3 +236,91 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:-700])
     with pytest.raises(TrainingError, match=f"cannot read {path}"):
         load_checkpoint(path)
+
+
+def test_a_refused_second_start_changes_nothing(tmp_path):
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    before = (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(InvalidRequestError, match="holds a run already"):
+        pretrain(replace(config, loop=replace(config.loop, learning_rate=5e-3)), tmp_path / "run", "cpu")
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+
+
+def test_an_average_that_begins_when_a_run_goes_on_begins_with_its_weights(tmp_path):
+    config = config_for(tmp_path, ema_decay=0.0)
+    pretrain(config, tmp_path / "run", "cpu")
+    trained = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["model"]
+    pretrain(replace(config, loop=replace(config.loop, ema_decay=0.9)), tmp_path / "run", "cpu", resume=True)
+    average = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["average"]["values"]
+    assert all(torch.equal(average[name], trained[name]) for name in average)
+
+
+def test_words_keep_their_ids_when_captions_come_along(tmp_path):
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    before = (tmp_path / "run" / "model" / "tokenizer.json").read_text()
+    with ShardWriter(tmp_path / "train", 16, first=1) as writer:
+        for i in range(60):
+            writer.add(np.zeros((2, 2), np.int32), [f"quite another zebra {i}"])
+    pretrain(config, tmp_path / "run", "cpu", resume=True, stop_at=3)
+    assert json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text()) == json.loads(before)
+
+
+def test_what_validation_would_stumble_over_is_found_before_the_first_step(tmp_path):
+    config = config_for(tmp_path)
+    with ShardWriter(tmp_path / "other", 4096) as writer:
+        writer.add(np.full((2, 2), 4000), ["codes of another tokenizer"])
+    with pytest.raises(InvalidRequestError, match="4096 codes, but the model draws 16"):
+        pretrain(replace(config, data=replace(config.data, validation=str(tmp_path / "other"))), tmp_path / "a", "cpu")
+    with pytest.raises(InvalidRequestError, match="sample.prompts: a model without an image tokenizer"):
+        pretrain(replace(config, sample=SampleConfig(("a cat",))), tmp_path / "b", "cpu")
+    assert not (tmp_path / "a" / "log.jsonl").exists() and not (tmp_path / "b" / "log.jsonl").exists()
+
+
+def test_a_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(NextToken, "validate", fail)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config_for(tmp_path, save_every=6), tmp_path / "run", "cpu")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 6
+
+
+def test_processes_that_could_not_keep_step_are_refused(tmp_path):
+    folder = from_folder("default")
+    config = replace(config_for(tmp_path).data, sources=(), validation=None)
+    for batch_size, sharding, expected in ((5, "fsdp2", "a multiple of 2"), (1, "none", "at least 2")):
+        with pytest.raises(InvalidRequestError, match=f"batch_size: expected {expected}"):
+            NextToken(
+                "sft", folder, replace(config, batch_size=batch_size, sources=(default_tokens(tmp_path),)), LossConfig(),
+                SampleConfig(), LoopConfig(sharding=sharding), tmp_path, "cpu", Share(0, 2),
+            )  # fmt: skip
+
+
+def default_tokens(folder) -> SourceConfig:
+    """A few pictures in the default model's codes."""
+    if not (folder / "default").exists():
+        with ShardWriter(folder / "default", 4096) as writer:
+            for i in range(8):
+                writer.add(np.full((8, 8), i), ["a cat"])
+    return SourceConfig(str(folder / "default"))
+
+
+def test_a_value_that_is_no_number_is_null_in_the_log(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.write(step=1, reward=float("nan"), loss=float("inf"))
+    log.close()
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["reward"] is None and line["loss"] is None
+
+
+@pytest.mark.parametrize(
+    "setting", [{"steps": 0}, {"log_every": 0}, {"validate_every": 0}, {"save_every": -1}, {"clip_norm": 0.0}]
+)
+def test_settings_of_the_loop_that_make_no_sense_are_named(setting):
+    (name,) = setting
+    with pytest.raises(InvalidRequestError, match=rf"^loop\.{name}: expected"):
+        LoopConfig(**setting)
+    assert "clip_norm = inf" in to_toml(LoopConfig(clip_norm=float("inf")))

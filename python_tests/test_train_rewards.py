@@ -63,6 +63,11 @@ def test_a_reward_is_found_by_module_and_class_with_its_options():
     np.testing.assert_array_equal(reward.score(PROMPTS, IMAGES), [4, 5, 6])
 
 
+def test_options_that_a_reward_does_not_have_are_named():
+    with pytest.raises(InvalidRequestError, match="options of .*Constant: .*'colour'"):
+        make_reward(RewardConfig(f"{__name__}:Constant", options={"values": [1], "colour": "red"}))
+
+
 @pytest.mark.parametrize(
     "name, error", [("nonsense", InvalidRequestError), ("no_such_module:X", RewardError), ("math:Nothing", RewardError)]
 )

@@ -17,7 +17,7 @@ from simplear_train.extract_pictures import extract, load_picture
 from simplear_train.import_tokens import export_files, import_files
 from simplear_train.parallel import ALONE
 from simplear_train.simplear_files import read_list, read_sample, write_sample
-from simplear_train.token_shards import TokenSet
+from simplear_train.token_shards import ShardWriter, TokenSet, begin_set
 
 
 def write_files(folder, count=7):
@@ -101,16 +101,19 @@ def test_a_picture_is_halved_scaled_and_cropped_in_the_middle(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["shards", "simplear"])
-def test_extraction_encodes_every_readable_picture_and_lists_the_others(tmp_path, layout):
+def test_extraction_encodes_every_readable_picture_and_lists_the_others(tmp_path, layout, monkeypatch):
     rng = np.random.default_rng(0)
     entries = []
     for i in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(tmp_path / f"{i}.png")
         entries.append({"image_path": str(tmp_path / f"{i}.png"), "caption": [f"noise {i}"]})
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(tmp_path / "bomb.png")
+    entries.append({"image_path": str(tmp_path / "bomb.png"), "caption": ["too large to be true"]})
     tokenizer = CosmosTokenizer.from_pretrained(DEFAULT_MODEL_FOLDER / "vq", threads=1)
     rejects = extract(entries, tokenizer, 32, tmp_path / "out", layout, 0.5, ALONE)
-    assert (rejects.num_seen, rejects.num_rejected) == (3, 1)
+    assert (rejects.num_seen, rejects.num_rejected) == (4, 2)
     expected = tokenizer.encode(load_picture(entries[2]["image_path"], 32)[None])[0]
     if layout == "shards":
         tokens = TokenSet(tmp_path / "out")
@@ -119,3 +122,27 @@ def test_extraction_encodes_every_readable_picture_and_lists_the_others(tmp_path
         codes, wordings = read_sample(tmp_path / "out", 32, 2)
         assert (codes == expected).all() and wordings == ["noise 2"]
         assert not (tmp_path / "out" / "32_codes" / "1.npy").exists()
+
+
+def test_lines_that_say_nothing_are_no_captions(tmp_path):
+    write_files(tmp_path / "files", 3)
+    label = tmp_path / "files" / "512_labels"
+    (label / "0.npy").write_text("a cat\n")
+    (label / "1.npy").write_text("a cat\r\na cat on a mat \r\n\r\n")
+    (label / "2.npy").write_text("\n")
+    assert [read_sample(tmp_path / "files", 512, i)[1] for i in (0, 1)] == [["a cat"], ["a cat", "a cat on a mat"]]
+    with pytest.raises(ValueError, match="expected a caption"):
+        read_sample(tmp_path / "files", 512, 2)
+
+
+def test_a_set_takes_no_shards_of_another(tmp_path):
+    write_files(tmp_path / "files")
+    import_files(tmp_path / "files", 512, 64000, tmp_path / "shards")
+    with pytest.raises(InvalidRequestError, match="holds token shards already"):
+        import_files(tmp_path / "files", 512, 64000, tmp_path / "shards")
+    begin_set(tmp_path / "set", {"seed": 1})
+    with ShardWriter(tmp_path / "set", 16) as writer:
+        writer.add(np.zeros((2, 2), np.int32), ["nothing"])
+    begin_set(tmp_path / "set", {"seed": 1})
+    with pytest.raises(InvalidRequestError, match="holds token shards of something else"):
+        begin_set(tmp_path / "set", {"seed": 2})

@@ -82,7 +82,7 @@ def restore_optimizers(module: nn.Module, optimizers: list[torch.optim.Optimizer
     for name, p in module.named_parameters():
         if name in state:
             stepped_by[p].state[p] = {
-                key: value.clone() if value.ndim == 0 else part_like(value, p) for key, value in state[name].items()
+                key: value.clone() if key == "step" else part_like(value, p) for key, value in state[name].items()
             }
 
 

@@ -81,7 +81,7 @@ def _literal(value) -> str:
         return "[" + ", ".join(map(_literal, value)) + "]"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
+    if isinstance(value, float) and abs(value) < 1e15 and value == int(value):
         return f"{value:.1f}"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 

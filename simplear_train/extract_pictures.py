@@ -11,6 +11,8 @@ there already is kept, so a killed extraction goes on where it was.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from simplear_engine.image import CosmosTokenizer
 from .parallel import Share, join_peers
 from .rejects import Rejects
 from .simplear_files import code_path, read_list, write_sample
-from .token_shards import ShardWriter, write_index
+from .token_shards import ShardWriter, begin_set, write_index
 
 SAMPLES_PER_SHARD = 2048
 
@@ -48,6 +50,12 @@ def extract(
     entries: list[dict], tokenizer: CosmosTokenizer, size: int, out: Path, layout: str, limit: float, share: Share
 ) -> Rejects:
     rejects = Rejects(out / f"rejected-{share.rank}.jsonl", limit)
+    if layout == "shards":
+        listed = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+        if share.is_first:
+            begin_set(out, {"entries": listed, "size": size, "num_codes": tokenizer.num_codes})
+        if share.world_size > 1:
+            dist.barrier()
     num_blocks = -(-len(entries) // SAMPLES_PER_SHARD)
     for block in tqdm(range(share.rank, num_blocks, share.world_size), desc="shards", disable=not share.is_first):
         numbers = range(block * SAMPLES_PER_SHARD, min((block + 1) * SAMPLES_PER_SHARD, len(entries)))
@@ -72,9 +80,12 @@ def extract(
 
 
 def _encode(entry: dict, tokenizer: CosmosTokenizer, size: int, rejects: Rejects) -> np.ndarray | None:
+    from PIL import Image
+
     try:
         codes = tokenizer.encode(load_picture(entry["image_path"], size)[None])[0]
-    except (OSError, ValueError, SyntaxError) as error:  # whatever Pillow makes of a damaged file
+    # Whatever Pillow makes of a damaged file, or of one that says it is a hundred times as large as it is.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         rejects.reject(entry["image_path"], error)
         return None
     rejects.accept()

@@ -21,7 +21,7 @@ from .emoji_scenes import KINDS, PRETRAINING_KINDS, SceneMaker
 from .image_tokenizer import load_image_tokenizer
 from .parallel import ALONE, Share, join_peers
 from .sprites import DEFAULT_CACHE
-from .token_shards import ShardWriter, write_index
+from .token_shards import ShardWriter, begin_set, sha256_of, write_index
 from .train_tokenizer import VALIDATION_SEED_OFFSET, to_tensor
 from .worlds import WORLDS, World
 
@@ -36,12 +36,20 @@ def extract(
 ) -> None:  # fmt: skip
     tokenizer = load_image_tokenizer(tokenizer_path).to(device)
     out.mkdir(parents=True, exist_ok=True)
+    origin = {
+        "tokenizer": sha256_of(tokenizer_path), "concepts": [c.noun for c in world.concepts], "kinds": kinds,
+        "image_side": world.image_side,
+    }  # fmt: skip
     splits = {
         "train": (world.seed, world.num_scenes),
         "validation": (world.seed + VALIDATION_SEED_OFFSET, world.num_validation_scenes),
     }
     for split, (seed, num_scenes) in splits.items():
         maker = SceneMaker(seed, world.image_side, cache_dir, world.concepts, kinds)
+        if share.is_first:
+            begin_set(out / split, {**origin, "seed": seed, "num_scenes": num_scenes})
+        if share.world_size > 1:
+            dist.barrier()
         num_shards = -(-num_scenes // SCENES_PER_SHARD)
         for number in tqdm(range(share.rank, num_shards, share.world_size), desc=split, disable=not share.is_first):
             if (out / split / f"shard-{number:05d}.safetensors").exists():

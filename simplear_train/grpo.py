@@ -33,7 +33,7 @@ from simplear_engine.errors import InvalidRequestError
 from .grpo_objective import ObjectiveConfig, group_advantages, grpo_loss
 from .live_engine import draw_sheet
 from .log_probs import token_log_probs
-from .loop import LoopConfig, autocast, compute_dtype
+from .loop import LoopConfig, autocast, compute_dtype, without_dropout
 from .lora import LoraConfig
 from .model import Qwen2Model
 from .model_folder import ModelFolder, from_folder
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none.
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use instead of the start's own.
     updates: optimizer steps on one rollout. micro_batch_size: pictures of one forward pass of one process."""
 
     rollout: RolloutConfig
@@ -89,18 +89,19 @@ class Grpo:
     ):  # fmt: skip
         """`reference`: the weights that the run starts from, which the KL term holds on to; None where beta is 0."""
         rollout = config.rollout
-        if rollout.prompts_per_step % share.world_size:
+        if rollout.prompts_per_step < 1 or rollout.prompts_per_step % share.world_size:
             raise InvalidRequestError(
                 f"rollout.prompts_per_step: expected a multiple of the {share.world_size} processes, "
                 f"got {rollout.prompts_per_step}"
             )
         if rollout.group_size < 2:
             raise InvalidRequestError(f"rollout.group_size: expected at least 2 to compare, got {rollout.group_size}")
+        if config.micro_batch_size < 1 or config.updates < 1:
+            raise InvalidRequestError("micro_batch_size, updates: expected at least 1")
         if rollout.temperature <= 0:
             raise InvalidRequestError(f"rollout.temperature: expected more than 0, got {rollout.temperature}")
-        self.folder, self.model, self.config, self.out, self.device, self.share = (
-            folder, folder.model, config, out, device, share,
-        )  # fmt: skip
+        self.folder, self.model, self.config = folder, folder.model, config
+        self.out, self.device, self.share = out, device, share
         self.prompts = PromptStream(read_prompts(Path(rollout.prompts)), rollout.prompts_per_step, config.loop.seed)
         self.rewards = WeightedRewards.from_configs(config.rewards, config.max_reward_failures)
         self.roller = Roller(folder, rollout, resolved(config.loop.compute_dtype, device), config.loop.seed)
@@ -126,7 +127,7 @@ class Grpo:
             return
         batches = self._micro_batches(rollout, advantages, counts, int(num_sequences))
         if self.config.updates > 1:
-            with torch.no_grad(), autocast(self.config.loop, self.device):
+            with without_dropout(self.model), torch.no_grad(), autocast(self.config.loop, self.device):
                 for batch in batches:
                     batch.old = self._log_probs(self.model, batch)
         for _ in range(self.config.updates):
@@ -233,11 +234,14 @@ class Grpo:
 def grpo(config: GrpoConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
     folder = from_folder(config.start, config.image_tokenizer)
     folder.lora = config.lora
-    reference = copy.deepcopy(folder.model).requires_grad_(False).to(device) if config.objective.beta else None
+    # Copied before training touches it; placed when this process knows which device is its own.
+    reference = copy.deepcopy(folder.model).requires_grad_(False) if config.objective.beta else None
 
     def stage(share: Share) -> Grpo:
-        if reference is not None and config.loop.sharding == "fsdp2":
-            shard(reference, compute_dtype(config.loop, device))
+        if reference is not None:
+            reference.to(device)
+            if config.loop.sharding == "fsdp2":
+                shard(reference, compute_dtype(config.loop, device))
         return Grpo(folder, reference, config, out, device, share)
 
     return run_stage(stage, folder, config, out, device, resume, stop_at)

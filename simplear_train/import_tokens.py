@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from simplear_engine.errors import SimplearError
+from simplear_engine.errors import InvalidRequestError, SimplearError
 
 from .rejects import Rejects
 from .simplear_files import code_path, read_sample, sample_numbers, write_sample
@@ -21,6 +21,8 @@ from .token_shards import ShardWriter, TokenSet
 
 
 def import_files(files: Path, resolution: int, num_codes: int, out: Path, limit: float = 0.01) -> Rejects:
+    if any(out.glob("shard-*.safetensors")):
+        raise InvalidRequestError(f"{out}: holds token shards already; choose another folder, or remove them")
     rejects = Rejects(out / "rejected.jsonl", limit)
     with ShardWriter(out, num_codes) as writer:
         for number in tqdm(sample_numbers(files, resolution), desc="samples"):

@@ -5,6 +5,7 @@ lines behind its checkpoint: those steps come again.
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class RunLog:
     def write(self, **values) -> None:
         if self.file is None:
             return
-        values = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in values.items()}
+        values = {name: _rounded(v) if isinstance(v, float) else v for name, v in values.items()}
         values["elapsed_s"] = round(time.monotonic() - self.start, 1)
         try:
             self.file.write(json.dumps(values) + "\n")
@@ -58,6 +59,11 @@ class RunLog:
                 sink.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; null where there is no number, which JSON has no word for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _lines(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ about numbers: what `Stage.loss` returns are *contributions*. Added over micro-b
 step's loss and metrics, so that one process, several, and several micro-batches compute the same.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ class LoopConfig:
 
     optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all
     "but_biases".
+    clip_norm: largest length of a gradient, inf for any. log_every, validate_every, save_every: steps.
     ema_decay 0: no averages, the live weights are evaluated and saved. sharding: see parallel.py.
     max_skipped: updates in a row that may be skipped for a gradient that is not finite.
     """
@@ -69,6 +71,13 @@ class LoopConfig:
     save_every: int = 500
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"loop.{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.clip_norm > 0:
+            raise InvalidRequestError(f"loop.clip_norm: expected more than 0, inf for no limit, got {self.clip_norm}")
 
 
 class Stage(Protocol):
@@ -114,6 +123,17 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * height
 
 
+@contextlib.contextmanager
+def without_dropout(model: nn.Module):
+    """The model answers as it will be used."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 class Metrics:
     """Contributions of one step, added up (or the largest kept) as they come; of several updates the mean."""
 
@@ -152,7 +172,12 @@ class Loop:
     def run(self, resume: bool, stop_at: int | None = None) -> None:
         """Trains to the end, or for tests to step `stop_at`. Raises TrainingError."""
         config, share = self.config, self.share
-        first_step = self._restore(resume)
+        has_begun = (self.out / CHECKPOINT).exists()
+        if has_begun and not resume:
+            raise InvalidRequestError(
+                f"{self.out}: holds a run already; go on with it by --resume, or choose another --out"
+            )
+        first_step = self._restore() if has_begun else 0
         log = RunLog(self.out, first_step, config.report_to, share.is_first)
         if not first_step:
             log.write(
@@ -169,6 +194,8 @@ class Loop:
             for step in progress:
                 began = time.perf_counter()
                 metrics, norm = Metrics(), 0.0
+                # Dropout is a function of the step, too, and every process drops something else.
+                torch.manual_seed(hash((config.seed, step, share.rank)) & (2**63 - 1))
                 for update in self.stage.updates(step):
                     norm = self._update(update, learning_rate(config, step), metrics)
                 done = step + 1
@@ -180,12 +207,13 @@ class Loop:
                         skipped_updates=self.num_skipped, step_s=time.perf_counter() - began,
                     )  # fmt: skip
                     progress.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "reward") if name in values})
+                # First, so that nothing is lost where validation fails.
+                if done % config.save_every == 0 or is_last:
+                    self._save(done)
                 if done % config.validate_every == 0 or is_last:
                     results = self._validate(done)
                     if results:
                         log.write(step=done, **results)
-                if done % config.save_every == 0 or is_last:
-                    self._save(done)
             if first_step >= last_step:  # killed between its last checkpoint and what was to be made of it
                 self._save(first_step)
         finally:
@@ -220,10 +248,9 @@ class Loop:
         return norm
 
     def _validate(self, done: int) -> dict:
-        if self.average is None:
-            with torch.no_grad(), autocast(self.config, self.device):
-                return self.stage.validate(done)
-        with self.average.in_place_of(self.stage.model), torch.no_grad(), autocast(self.config, self.device):
+        model = self.stage.model
+        weights = contextlib.nullcontext() if self.average is None else self.average.in_place_of(model)
+        with weights, without_dropout(model), torch.no_grad(), autocast(self.config, self.device):
             return self.stage.validate(done)
 
     def _save(self, done: int) -> None:
@@ -238,20 +265,14 @@ class Loop:
             save_checkpoint(self.out / CHECKPOINT, state)
             self.stage.export(state["model"] if self.average is None else state["average"]["values"])
 
-    def _restore(self, resume: bool) -> int:
-        path = self.out / CHECKPOINT
-        if not resume:
-            if path.exists():
-                raise InvalidRequestError(
-                    f"{self.out}: holds a run already; go on with it by --resume, or choose another --out"
-                )
-            return 0
-        if not path.exists():
-            return 0
-        state = load_checkpoint(path)
+    def _restore(self) -> int:
+        state = load_checkpoint(self.out / CHECKPOINT)
         restore_model(self.stage.model, state["model"])
         restore_optimizers(self.stage.model, self.optimizers, state["optimizer"])
-        if self.average is not None and state["average"] is not None:
-            self.average.restore(state["average"])
+        if self.average is not None:
+            if state["average"] is not None:
+                self.average.restore(state["average"])
+            else:  # a run that had none so far
+                self.average = AveragedWeights(self.stage.model, self.config.ema_decay)
         self.num_skipped = state["num_skipped"]
         return state["step"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from simplear_engine.errors import InvalidRequestError
+
 from .checkpoint import TrainingError
 
 BASE, A, B = ".base_layer.", ".lora_A.default.", ".lora_B.default."
@@ -32,6 +34,11 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         import peft
     except ImportError as error:
         raise TrainingError("lora.rank: adapters need peft: pip install peft") from error
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := sorted(set(config.targets) - linear):
+        raise InvalidRequestError(
+            f"lora.targets: expected some of {', '.join(sorted(linear))}; got {', '.join(unknown)}"
+        )
     model.requires_grad_(False)
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)

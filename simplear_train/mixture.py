@@ -17,6 +17,8 @@ def choose(strategy: str, count: int, seed: int) -> np.ndarray:
         return every
     if kind not in ("first", "end", "random", "repeat"):
         raise InvalidRequestError(f"sampling: expected all, first:N, end:N, random:N or repeat:N, got {strategy!r}")
+    if kind == "repeat" and amount.endswith("%"):
+        raise InvalidRequestError(f"sampling: expected repeat:N, N a number of times, got {strategy!r}")
     number = _number(amount, count, strategy)
     if kind == "repeat":
         return np.tile(every, number)

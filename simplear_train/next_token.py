@@ -58,6 +58,11 @@ class DataConfig:
     verify_checksums: bool = True
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
+    def __post_init__(self):
+        for name in ("batch_size", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -93,15 +98,19 @@ def visual_head(batch: Batch, offset: int, rows: str):
     return head
 
 
+def token_set(folder: str, config: DataConfig, num_codes: int) -> TokenSet:
+    tokens = TokenSet(Path(folder), config.verify_checksums)
+    if tokens.num_codes != num_codes:
+        raise InvalidRequestError(
+            f"{folder}: {tokens.num_codes} codes, but the model draws {num_codes}: another image tokenizer"
+        )
+    return tokens
+
+
 def source_data(config: DataConfig, captioner: Captioner, offset: int, num_codes: int, seed: int) -> SequenceData:
     sources = []
     for entry in config.sources:
-        tokens = TokenSet(Path(entry.folder), config.verify_checksums)
-        if tokens.num_codes != num_codes:
-            raise InvalidRequestError(
-                f"{entry.folder}: {tokens.num_codes} codes, but the model draws {num_codes}: another image tokenizer"
-            )
-        sources.append(Source.select(tokens, entry.sampling, seed))
+        sources.append(Source.select(token_set(entry.folder, config, num_codes), entry.sampling, seed))
     return SequenceData(sources, captioner, offset, config.batch_size, seed)
 
 
@@ -119,7 +128,18 @@ class NextToken:
         captioner = Captioner(folder.text, folder.defaults, data.captions)
         self.data = source_data(data, captioner, self.offset, num_codes, loop.seed)
         self.captioner = captioner
-        self.held_back = TokenSet(Path(data.validation), data.verify_checksums) if data.validation else None
+        self.held_back = token_set(data.validation, data, num_codes) if data.validation else None
+        # What validation would find out too late: before the first checkpoint.
+        if sample.prompts and folder.image_tokenizer is None:
+            raise InvalidRequestError("sample.prompts: a model without an image tokenizer (vq/) draws no pictures")
+        if data.batch_size < share.world_size or (loop.sharding == "fsdp2" and data.batch_size % share.world_size):
+            expected = (
+                f"a multiple of {share.world_size}" if loop.sharding == "fsdp2" else f"at least {share.world_size}"
+            )
+            raise InvalidRequestError(
+                f"data.batch_size: expected {expected}, so that {share.world_size} processes work in step, "
+                f"got {data.batch_size}"
+            )
         self.engine: LiveEngine | None = None
         self.compute_dtype = resolved(loop.compute_dtype, device)
 

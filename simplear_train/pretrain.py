@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from tokenizers import Tokenizer
 
+from simplear_engine.atomic_file import atomic_writer
 from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.errors import InvalidRequestError
 
@@ -42,7 +44,7 @@ class ScratchConfig:
 @dataclass(frozen=True)
 class StartConfig:
     """kind "scratch" needs the table [start.scratch], "qwen" the folder of a Qwen2.5 text model, "model" a folder that
-    draws already. image_tokenizer: a folder vq/ to take along where the start has none. The rest goes to simplear.json
+    draws already. image_tokenizer: a folder vq/ to take along, instead of the start's own. The rest goes to simplear.json
     unless the start has one: how the folder likes to be asked, nothing of which training reads."""
 
     kind: Literal["scratch", "qwen", "model"] = "scratch"
@@ -64,11 +66,22 @@ class PretrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def start_from(config: StartConfig, tokens: TokenSet) -> ModelFolder:
+def scratch_tokenizer(sizes: ScratchConfig, tokens: TokenSet, out: Path) -> Tokenizer:
+    """Trained once for a run: captions that come later must not change what a text id means."""
+    path = out / "tokenizer.json"
+    if not path.exists():
+        captions = (tokens.wordings(i)[0] for i in range(len(tokens)))
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            file.write(train_text_tokenizer(captions, sizes.text_vocab_size).to_str().encode())
+    return Tokenizer.from_file(str(path))
+
+
+def start_from(config: StartConfig, tokens: TokenSet, out: Path) -> ModelFolder:
     if config.kind != "scratch" and config.folder is None:
         raise InvalidRequestError(f"start.folder: expected a folder where start.kind is {config.kind!r}, found nothing")
     if config.kind == "model":
-        return from_folder(config.folder)
+        return from_folder(config.folder, config.image_tokenizer)
     height, width = tokens.shards[0].grid
     defaults = GenerationDefaults(
         prompt_prefix=config.prompt_prefix, negative_prompt=config.negative_prompt,
@@ -80,8 +93,7 @@ def start_from(config: StartConfig, tokens: TokenSet) -> ModelFolder:
         folder.image_tokenizer = vq
         return folder
     sizes = config.scratch
-    captions = (tokens.wordings(i)[0] for i in range(len(tokens)))
-    tokenizer = train_text_tokenizer(captions, sizes.text_vocab_size)
+    tokenizer = scratch_tokenizer(sizes, tokens, out)
     offset = tokenizer.get_vocab_size()
     model = ModelConfig(
         hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_layers=sizes.num_layers,
@@ -94,7 +106,7 @@ def start_from(config: StartConfig, tokens: TokenSet) -> ModelFolder:
 
 def pretrain(config: PretrainConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:
     torch.manual_seed(config.loop.seed)
-    folder = start_from(config.start, TokenSet(Path(config.data.sources[0].folder), verify=False))
+    folder = start_from(config.start, TokenSet(Path(config.data.sources[0].folder), verify=False), out)
     return run_stage(
         lambda share: NextToken("pretrain", folder, config.data, config.loss, config.sample, config.loop, out, device, share),
         folder, config, out, device, resume, stop_at,

@@ -155,7 +155,7 @@ def main() -> None:
         key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
         first, last = first_and_last(args.out / run / "log.jsonl", key)
         print(f"{run:14} {key:7} {first:8.4f} -> {last:8.4f}")
-        if sign * (last - first) <= 0:
+        if not sign * (last - first) > 0:
             failures.append(run)
     if failures:
         sys.exit(f"no better than at the start: {', '.join(failures)}")

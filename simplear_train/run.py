@@ -13,7 +13,7 @@ import torch
 from simplear_engine.errors import SimplearError
 
 from .config_file import CONFIGS, config_path, read_config, to_toml
-from .loop import Loop, Stage, compute_dtype
+from .loop import CHECKPOINT, Loop, Stage, compute_dtype
 from .lora import add_adapters
 from .model_folder import ModelFolder
 from .parallel import Share, join_peers, shard
@@ -29,6 +29,7 @@ def run_stage(
     share = join_peers(device)
     model, loop = folder.model.to(device), config.loop
     if folder.lora.rank:
+        torch.manual_seed(loop.seed)
         add_adapters(model, folder.lora)
     model.recompute_layers = loop.gradient_checkpointing
     if loop.compile:
@@ -45,7 +46,8 @@ def run_loop(
 ) -> None:  # fmt: skip
     """Trains as `config.loop` says, and leaves the whole config beside the log."""
     runner = Loop(stage, config.loop, out, device, share)
-    if share.is_first:
+    # The config of a run that stands there already stays: this one is about to be refused.
+    if share.is_first and (resume or not (out / CHECKPOINT).exists()):
         out.mkdir(parents=True, exist_ok=True)
         path, text = out / "config.toml", to_toml(config)
         if resume and path.exists() and path.read_text() != text:

@@ -19,7 +19,7 @@ from .run import main_of, run_stage
 
 @dataclass(frozen=True)
 class SftConfig:
-    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use where the start has none."""
+    """start: a model folder, a hub id or "default". image_tokenizer: the folder vq/ to use instead of the start's own."""
 
     data: DataConfig
     start: str = "default"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simplear_engine.atomic_file import atomic_writer
 from simplear_engine.errors import InvalidRequestError
 
 from .mixture import choose
@@ -72,7 +73,8 @@ def write_sample(folder: Path, resolution: int, number: int, codes: np.ndarray, 
     text = "\n".join(" ".join(wording.split("\n")) for wording in wordings)
     label_path(folder, resolution, number).write_text(text, encoding="utf-8")
     # Last, because a number counts as done when its codes are there.
-    np.save(code_path(folder, resolution, number), np.asarray(codes, np.int32)[None, None])
+    with atomic_writer(code_path(folder, resolution, number)) as file:
+        np.save(file, np.asarray(codes, np.int32)[None, None])
 
 
 def read_sample(folder: Path, resolution: int, number: int) -> tuple[np.ndarray, list[str]]:
@@ -80,7 +82,11 @@ def read_sample(folder: Path, resolution: int, number: int) -> tuple[np.ndarray,
     codes = np.load(code_path(folder, resolution, number), allow_pickle=False)
     if codes.dtype.kind not in "iu" or codes.ndim != 4 or codes.shape[:2] != (1, 1):
         raise ValueError(f"expected codes int [1, 1, h, w], found {codes.dtype} {list(codes.shape)}")
-    return codes[0, 0].astype(np.int32), label_path(folder, resolution, number).read_text(encoding="utf-8").split("\n")
+    lines = label_path(folder, resolution, number).read_text(encoding="utf-8").splitlines()
+    wordings = [line.strip() for line in lines if line.strip()]
+    if not wordings:
+        raise ValueError(f"expected a caption in {label_path(folder, resolution, number)}, found none")
+    return codes[0, 0].astype(np.int32), wordings
 
 
 def sample_numbers(folder: Path, resolution: int) -> list[int]:

@@ -39,12 +39,6 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def prompt_ids(tokenizer: Tokenizer, caption: str) -> list[int]:
-    """<|t2i|> caption <|soi|>; the empty caption is the form used for unconditional rows."""
-    text = tokenizer.encode(caption, add_special_tokens=False).ids if caption else []
-    return [tokenizer.token_to_id(BEGIN), *text, tokenizer.token_to_id(END)]
-
-
 def main() -> None:
     from .emoji_scenes import SceneMaker
     from .sprites import DEFAULT_CACHE

@@ -24,6 +24,7 @@ from simplear_engine.strict_json import read_json_object
 
 FORMAT = 1
 INDEX = "index.json"
+ORIGIN = "origin.json"
 SAMPLES_PER_SHARD = 8192
 
 
@@ -33,6 +34,17 @@ class ShardEntry:
     samples: int
     grid: tuple[int, int]
     sha256: str
+
+
+def begin_set(folder: Path, origin: dict) -> None:
+    """Makes `folder` the place of a set that comes from `origin` (JSON values). Shards of that origin that are there already
+    are parts of it; InvalidRequestError where they come from elsewhere, or nobody knows from where."""
+    path, text = folder / ORIGIN, json.dumps(origin, indent=1, sort_keys=True) + "\n"
+    if any(folder.glob("shard-*.safetensors")) and not (path.exists() and path.read_text() == text):
+        raise InvalidRequestError(f"{folder}: holds token shards of something else; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(path) as file:
+        file.write(text.encode())
 
 
 class ShardWriter:
@@ -98,7 +110,7 @@ def write_index(folder: Path, num_codes: int) -> None:
     shards = []
     for path in sorted(folder.glob("shard-*.safetensors")):
         codes = read_safetensors(path)[0]["codes"].data
-        shards.append(asdict(ShardEntry(path.name, codes.shape[0], codes.shape[1:], _sha256(path))))
+        shards.append(asdict(ShardEntry(path.name, codes.shape[0], codes.shape[1:], sha256_of(path))))
     if not shards:
         raise InvalidRequestError(f"{folder}: holds no shard-*.safetensors to list")
     with atomic_writer(folder / INDEX) as file:
@@ -119,7 +131,7 @@ class TokenSet:
         self._tensors = []
         for shard in self.shards:
             path = folder / shard.file
-            if verify and _sha256(path) != shard.sha256:
+            if verify and sha256_of(path) != shard.sha256:
                 raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one in {INDEX}")
             tensors = {name: stored.data for name, stored in read_safetensors(path)[0].items()}
             if tensors["codes"].shape != (shard.samples, *shard.grid):
@@ -144,7 +156,7 @@ class TokenSet:
         return json.loads(tensors["captions"][begin : int(tensors["caption_ends"][row])].tobytes())
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -10,6 +10,7 @@ on it.
 """
 
 import numpy as np
+import torch
 from torch import nn
 
 from simplear_engine import Engine
@@ -42,6 +43,8 @@ def rollout_func(
     top_k, offset = folder.model.config.num_codes, folder.model.config.visual_offset
 
     def roll(prompts: list[str], trainer) -> dict[str, list]:
+        if engine.device != "cpu":  # the optimizer's step is on torch's stream
+            engine.wait_stream(torch.cuda.current_stream(engine.device))
         engine.weights_changed()
         place = (seed, trainer.state.global_step, trainer.accelerator.process_index)
         seeds = np.random.default_rng(place).integers(1 << 62, size=len(prompts))

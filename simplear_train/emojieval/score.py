@@ -7,6 +7,8 @@ pictures.
 
 import numpy as np
 
+from simplear_engine.errors import InvalidRequestError
+
 from .records import TASKS
 
 RESAMPLES = 2000
@@ -21,7 +23,10 @@ def scores(records: list[dict], correct: np.ndarray, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     tasks, resampled = {}, []
     for task in TASKS:
-        share = correct[[r["tag"] == task for r in records]].mean(1)  # of each prompt
+        of_task = correct[[r["tag"] == task for r in records]]
+        if not len(of_task):
+            raise InvalidRequestError(f"emojieval: this world has nothing to ask for {task}; take a larger one")
+        share = of_task.mean(1)  # of each prompt
         samples = rng.choice(share, (RESAMPLES, len(share))).mean(1)
         resampled.append(samples)
         tasks[task] = {"score": round(float(share.mean()), 4), "interval": interval(samples), "prompts": len(share)}

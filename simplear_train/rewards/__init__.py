@@ -15,6 +15,7 @@ Nothing here knows a particular reward: each lives in a module of its own and is
 """
 
 import importlib
+import inspect
 import logging
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -69,6 +70,10 @@ def make_reward(config: RewardConfig) -> Reward:
         make = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise RewardError(f"reward {config.name!r}: {path} cannot be loaded: {error}") from error
+    try:
+        inspect.signature(make).bind(**config.options)
+    except TypeError as error:
+        raise InvalidRequestError(f"rewards: options of {config.name}: {error}") from None
     return make(**config.options)
 
 

@@ -29,10 +29,10 @@ def plural(noun: str) -> str:
 
 def wanted_counts(prompt: str, nouns: list[str]) -> dict[str, int]:
     """{"dog": 2, "car": 1} for "two dogs and a red car"; a noun without a number counts as one."""
-    text, found = prompt.lower(), {}
+    text, found, numbers = prompt.lower(), {}, "|".join(NUMBERS)
     for noun in sorted(nouns, key=len, reverse=True):  # "hot dog" before "dog"
         pattern = re.compile(
-            rf"(?:\b({'|'.join(NUMBERS)})\s+(?:\w+\s+)?)?\b(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
+            rf"(?:\b({numbers})\s+(?:(?!(?:{numbers}|and|or|with)\b)\w+\s+){{0,3}}?)?\b(?:{re.escape(noun)}|{re.escape(plural(noun))})\b"
         )
         match = pattern.search(text)
         if match:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .packages import need
 
-_QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|\'([^\']+)\'(?!\w)')
+_QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|(?<!\w)\'([^\']+)\'(?!\w)')
 
 
 def quoted(prompt: str) -> str | None:
