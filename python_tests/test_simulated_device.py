@@ -446,7 +446,9 @@ def test_every_step_has_one_of_a_short_list_of_sizes():
         assert (plan.slot_mapping.numpy()[tokens : plan.num_tokens] == -1).all()
 
 
-@pytest.mark.parametrize("tokens, draws, rows_of_a_draw", [(6, 3, 2), (258, 1, 2), (5, 5, 1), (34, 17, 2), (300, 100, 2)])
+@pytest.mark.parametrize(
+    "tokens, draws, rows_of_a_draw", [(6, 3, 2), (258, 1, 2), (5, 5, 1), (34, 17, 2), (300, 100, 2)]
+)
 def test_no_padding_row_is_left_to_be_scored(tokens, draws, rows_of_a_draw):
     """Rows of logits that no draw refers to cost another pass over the head's weights."""
     rows = draws * rows_of_a_draw

@@ -13,6 +13,7 @@ pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
 from simplear_engine.errors import InvalidRequestError
+from simplear_train.average import average
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
 from simplear_train.config_file import config_path, read_config, to_toml
 from simplear_train.logs import RunLog
@@ -324,3 +325,21 @@ def test_settings_of_the_loop_that_make_no_sense_are_named(setting):
     with pytest.raises(InvalidRequestError, match=rf"^loop\.{name}: expected"):
         LoopConfig(**setting)
     assert "clip_norm = inf" in to_toml(LoopConfig(clip_norm=float("inf")))
+
+
+def test_models_on_the_way_are_kept_and_averaged(tmp_path):
+    config = config_for(tmp_path, keep_models=(5,))
+    pretrain(config, tmp_path / "run", "cpu")
+    names = [tmp_path / "run" / name for name in ("model-5", "model")]
+    average([str(name) for name in names], tmp_path / "mean")
+    early, late, mean = (from_folder(str(folder)).model.state_dict() for folder in (*names, tmp_path / "mean"))
+    for name, value in mean.items():
+        assert torch.equal(value, ((early[name] + late[name]) / 2).bfloat16().float()) and not torch.equal(
+            value, late[name]
+        )
+    with Engine.from_pretrained(tmp_path / "mean", threads=1) as engine:
+        assert engine.generate("picture 1", height=32, width=32)[0].tokens.shape == (2, 2)
+    with pytest.raises(InvalidRequestError, match="expected weights of the same names and shapes"):
+        average(["default", str(names[0])], tmp_path / "other")
+    with pytest.raises(InvalidRequestError, match="keep_models: expected multiples of save_every, got 6"):
+        config_for(tmp_path, keep_models=(6,))

@@ -108,7 +108,9 @@ def _bound(launch: Launch, capability: int, workspace: int, folder: Path) -> Dev
         value = launch.args[name]
         if kind == "pointer":
             if value.address % ALIGNMENT:  # compiled code relies on it
-                raise UnsupportedError(f"{launch.kernel.__name__}: {name}: expected memory aligned to {ALIGNMENT} bytes")
+                raise UnsupportedError(
+                    f"{launch.kernel.__name__}: {name}: expected memory aligned to {ALIGNMENT} bytes"
+                )
             return struct.pack("<Q", value.address + (workspace if isinstance(value, Memory) else 0))
         return struct.pack("<i" if kind == "int32" else "<f", value)
 

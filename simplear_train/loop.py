@@ -7,6 +7,7 @@ step's loss and metrics, so that one process, several, and several micro-batches
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class LoopConfig:
 
     optimizer: see optimizers.py. decay: which parameters weight_decay shrinks, "matrices" or, as SimpleAR does, all
     "but_biases".
+    keep_models: steps whose model stays beside the last one, as model-STEP; each has to be one of save_every.
     clip_norm: largest length of a gradient, inf for any. log_every, validate_every, save_every: steps.
     ema_decay 0: no averages, the live weights are evaluated and saved. sharding: see parallel.py.
     max_skipped: updates in a row that may be skipped for a gradient that is not finite.
@@ -69,6 +71,7 @@ class LoopConfig:
     log_every: int = 20
     validate_every: int = 500
     save_every: int = 500
+    keep_models: tuple[int, ...] = ()
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: int = 0
 
@@ -76,6 +79,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"loop.{name}: expected at least 1, got {getattr(self, name)}")
+        if late := [step for step in self.keep_models if step % self.save_every]:
+            raise InvalidRequestError(f"loop.keep_models: expected multiples of save_every, got {late[0]}")
         if not self.clip_norm > 0:
             raise InvalidRequestError(f"loop.clip_norm: expected more than 0, inf for no limit, got {self.clip_norm}")
 
@@ -264,6 +269,8 @@ class Loop:
         if self.share.is_first:
             save_checkpoint(self.out / CHECKPOINT, state)
             self.stage.export(state["model"] if self.average is None else state["average"]["values"])
+            if done in self.config.keep_models:
+                shutil.copytree(self.out / "model", self.out / f"model-{done}", dirs_exist_ok=True)
 
     def _restore(self) -> int:
         state = load_checkpoint(self.out / CHECKPOINT)

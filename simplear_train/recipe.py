@@ -79,11 +79,12 @@ def commands(name: str) -> list[Command]:
             language_stage(name, "pretrain"),
             scenes(name, "balanced", OWN, 1000, 100_000, "sft-tokens"),
             language_stage(name, "sft", "pretrain"),
-            scenes(name, "wide", OWN, 3000, 90_112, "wide-tokens"),
+            scenes(name, "wide", OWN, 5000, 106_496, "wide-tokens"),
             language_stage(name, "sft-wide", "sft"),
+            ("average", ["--models", "sft-wide/model-9000", "sft-wide/model", "--out", "average/model"]),
             prompts(name, "reinforcement", 192),
             reward(name, 1200, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
-            language_stage(name, "grpo", "sft-wide"),
+            language_stage(name, "grpo", "average"),
         ]  # fmt: skip
     # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.
     return [
@@ -160,7 +161,7 @@ def main() -> None:
     if failures:
         sys.exit(f"no better than at the start: {', '.join(failures)}")
     # The embedded model is that of the stage before: reinforcement gave as much as it took.
-    model = args.out / ("sft-wide" if args.recipe == "default" else "grpo") / "model"
+    model = args.out / ("average" if args.recipe == "default" else "grpo") / "model"
     print(f"the model: {model}")
     if args.recipe == "default":
         print(
