@@ -421,6 +421,7 @@ def test_several_threads_may_close_an_engine(tiny_checkpoint):
         target=lambda: pytest.raises(CancelledError, engine.generate, "apple", height=256, width=256)
     )
     worker.start()
+    wait_until(lambda: engine.stats()["num_running"])
     closers = [threading.Thread(target=engine.close, daemon=True) for _ in range(4)]
     for thread in closers:
         thread.start()
