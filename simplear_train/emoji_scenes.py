@@ -176,13 +176,16 @@ class SceneMaker:
         concept = self._draw(rng, coloured=True)
         return [self._large(rng, concept.noun, concept.recolour, self._draw_colour(rng, concept))], None
 
-    def _count(self, rng):
+    def _count(self, rng, tinted: bool = False):
         while True:
-            concept, count = self._draw(rng, countable=True), int(rng.integers(2, 5))
+            concept, count = self._draw(rng, countable=True, tinted=tinted), int(rng.integers(2, 5))
             if not is_held_out_count(concept.noun, count):
                 break
-        colour = self._draw_colour(rng, concept) if concept.recolour and rng.random() < 0.3 else None
-        icon = concept.recolour if colour else str(rng.choice(concept.icons))
+        if tinted:
+            colour = self._draw_hue(rng, concept)
+        else:
+            colour = self._draw_colour(rng, concept) if concept.recolour and rng.random() < 0.3 else None
+        icon = concept.any_hue if colour else str(rng.choice(concept.icons))
         return [Placed(concept.noun, icon, colour, x, y, SMALL) for x, y in COUNT_LAYOUTS[count]], None
 
     def _pair(self, rng, coloured: bool = False):
@@ -213,12 +216,7 @@ class SceneMaker:
         return [self._large(rng, concept.noun, concept.any_hue, self._draw_hue(rng, concept))], None
 
     def _tints(self, rng):
-        while True:
-            concept, count = self._draw(rng, countable=True, tinted=True), int(rng.integers(2, 5))
-            if not is_held_out_count(concept.noun, count):
-                break
-        hue = self._draw_hue(rng, concept)
-        return [Placed(concept.noun, concept.any_hue, hue, x, y, SMALL) for x, y in COUNT_LAYOUTS[count]], None
+        return self._count(rng, tinted=True)
 
     def _group(self, rng):
         """Three or four things of two or more concepts, equal ones next to each other in reading order."""
