@@ -261,19 +261,71 @@ def test_emoji_clip_survives_its_file_and_ignores_case(emoji_clip, tmp_path):
         EmojiClipReward(str(tmp_path / "none"))
 
 
-def test_wrong_captions_differ_from_the_true_one_in_a_fact(monkeypatch):
+@pytest.fixture
+def scene_maker(monkeypatch):
+    """Of scenes whose sprites are plain squares, each thing in a shade of its own."""
     from simplear_train import emoji_scenes
+
+    class Squares:
+        def __getitem__(self, key):
+            icon, colour, size = key
+            shade = np.frombuffer(f"{icon}{colour}".encode().rjust(64), np.uint8).astype(int)
+            pixel = [*(int(shade @ np.arange(i, i + 64)) % 200 for i in (1, 2, 3)), 255]
+            return np.broadcast_to(np.array(pixel, np.uint8), (size, size, 4))
+
+    monkeypatch.setattr(emoji_scenes, "load_sprites", lambda *args: Squares())
+    monkeypatch.setattr(emoji_scenes, "emoji_words", lambda *args: {})
+    return emoji_scenes.SceneMaker(1, 128, kinds=emoji_scenes.BALANCED_KINDS)
+
+
+def test_wrong_scenes_differ_from_the_true_one_in_words_and_picture(scene_maker):
+    from simplear_train.emoji_scenes import render
     from simplear_train.rewards.train_emoji_clip import wrong_by_one
 
-    monkeypatch.setattr(emoji_scenes, "load_sprites", lambda *args: {})
-    monkeypatch.setattr(emoji_scenes, "emoji_words", lambda *args: {})
-    maker = emoji_scenes.SceneMaker(1, 128, kinds=emoji_scenes.BALANCED_KINDS)
     rng = np.random.default_rng(0)
     said = 0
     for index in range(500):
-        scene = maker.scene(index)
-        wrong = wrong_by_one(scene, maker, rng)
+        scene = scene_maker.scene(index)
+        wrong = wrong_by_one(scene, scene_maker, rng)
         facts = [(s.relation, [(p.noun, p.colour) for p in s.objects]) for s in (scene, wrong)]
         assert facts[0] != facts[1]
-        said += maker.describe(wrong, (1, index, 1)) != scene.caption
+        said += scene_maker.describe(wrong, (1, index, 1)) != scene.caption
+        pictures = [render(s, scene_maker.sprites, 128) for s in (scene, wrong)]
+        assert (pictures[0] != pictures[1]).any()
+        places = [(p.x, p.y) for p in wrong.objects]
+        assert len(set(places)) == len(places), "things stand on each other"
     assert said > 495  # a tag or a synonym may hide the change once in a while
+
+
+def test_half_of_a_thing_is_cut_away(scene_maker):
+    from simplear_train.rewards.train_emoji_clip import cut_in_half
+
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        scene = scene_maker.scene(index)
+        picture = scene_maker.picture(index)
+        other = np.full_like(picture, 251)
+        damaged = cut_in_half(picture, other, scene, rng)
+        gone = (damaged == 251).all(-1)
+        assert np.array_equal(damaged[~gone], picture[~gone])
+        halves = []
+        for placed in scene.objects:
+            x, y, size = (16 * length for length in (placed.x, placed.y, placed.size))
+            halves.append(gone[y : y + size, x : x + size].mean())
+        assert sorted(halves)[-1] == 0.5 and sum(halves) == 0.5
+
+
+def test_reward_sees_no_picture_of_what_is_held_out(scene_maker, monkeypatch):
+    from simplear_train import emoji_scenes
+    from simplear_train.rewards import train_emoji_clip
+
+    drawn = []
+    monkeypatch.setattr(
+        train_emoji_clip, "render", lambda scene, *rest: drawn.append(scene) or emoji_scenes.render(scene, *rest)
+    )
+    pairs = train_emoji_clip.Pairs(scene_maker, None, "cpu")
+    images, captions, wrong = pairs.batch(range(300))
+    assert len(drawn) == 600 and len(images) == 900 and len(captions) == len(wrong) == 300
+    assert not any(map(emoji_scenes.shows_held_out, drawn))
+    again, *_ = pairs.batch(range(300))
+    assert torch.equal(images, again)

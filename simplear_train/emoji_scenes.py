@@ -18,7 +18,7 @@ pairs of two coloured things. Which ones follows from a hash of the words.
 import argparse
 import zlib
 from dataclasses import dataclass, replace
-from itertools import combinations, groupby
+from itertools import combinations, groupby, permutations
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ COUNT_LAYOUTS = {
     3: ((2, 0), (0, 4), (4, 4)),
     4: ((0, 0), (4, 0), (0, 4), (4, 4)),
 }
+PAIR_LAYOUTS = {"left of": ((0, 2), (4, 2)), "above": ((2, 0), (2, 4))}
 
 
 # What a stream shows, by share. Pretraining learns the things; fine-tuning dwells on how they combine. The wide stream
@@ -101,6 +102,26 @@ def is_held_out_colour(noun: str, colour: str) -> bool:
 def is_held_out_attribution(coloured: tuple[tuple[str, str], tuple[str, str]]) -> bool:
     """Of two (noun, colour), in any order and at any place."""
     return zlib.crc32("|".join(f"{colour} {noun}" for noun, colour in sorted(coloured)).encode()) % 10 == 0
+
+
+def shows_held_out(scene: Scene) -> bool:
+    """Whether the scene's facts are among those that no training scene shows."""
+    coloured, counts = [], {}
+    for placed in scene.objects:
+        counts[placed.noun] = counts.get(placed.noun, 0) + 1
+        fact = (placed.noun, placed.colour)
+        if placed.colour and fact not in coloured:
+            coloured.append(fact)
+    recoloured = {c.noun for c in CONCEPTS if c.recolour}
+    ordered = combinations([p.noun for p in scene.objects], 2)
+    if scene.relation is None:
+        ordered = permutations(counts, 2)
+    return (
+        any(count > 1 and is_held_out_count(noun, count) for noun, count in counts.items())
+        or any(noun in recoloured and is_held_out_colour(noun, colour) for noun, colour in coloured)
+        or any(is_held_out(first, second) for first, second in ordered)
+        or any(is_held_out_attribution(both) for both in combinations(coloured, 2))
+    )
 
 
 def render(scene: Scene, sprites: Sprites, side: int) -> np.ndarray:
@@ -200,13 +221,12 @@ class SceneMaker:
             both = tuple((c.noun, colour) for c, colour in zip(concepts, colours) if colour)
             if len(both) < 2 or not is_held_out_attribution(both):
                 break
-        vertical = rng.random() < 0.25
-        places = ((2, 0), (2, 4)) if vertical else ((0, 2), (4, 2))
+        relation = "above" if rng.random() < 0.25 else "left of"
         objects = []
-        for concept, colour, (x, y) in zip(concepts, colours, places):
+        for concept, colour, (x, y) in zip(concepts, colours, PAIR_LAYOUTS[relation]):
             icon = concept.recolour if colour else str(rng.choice(concept.icons))
             objects.append(Placed(concept.noun, icon, colour, x, y, SMALL))
-        return objects, "above" if vertical else "left of"
+        return objects, relation
 
     def _attribution(self, rng):
         return self._pair(rng, coloured=True)
