@@ -161,6 +161,9 @@ def images(device: str, found: dict, until: float) -> list[dict]:
             row["pictures_s"] = count / row["seconds"]
             row["us_step"] = 1e6 * row["seconds"] / steps
             row["host_us_step"] = 1e6 * (cpu_seconds() - cpu) / steps
+            if found["read_gb_s"]:
+                row["floor_us_step"] = step_bytes(model, dtype, pixels, count) / found["read_gb_s"] / 1e3
+                row["exposed_us_layer"] = (row["us_step"] - row["floor_us_step"]) / model.num_layers
         except Exception as error:
             row["error"] = one_line(error)
             engine = built = None
@@ -205,6 +208,14 @@ def peers(device: str, found: dict, until: float) -> list[dict]:
     return rows
 
 
+def step_bytes(model: ModelConfig, dtype: str, pixels: int, count: int) -> float:
+    """What a step reads: matrices, visual rows of the head, keys and values of a picture that is half done."""
+    shapes = [spec.shape for name, spec in weight_specs(model).items() if ".layers." in name and len(spec.shape) == 2]
+    weights = sum(math.prod(shape) for shape in shapes) + model.num_codes * model.hidden_size
+    keys = count * (len(PROMPT) + len(NEGATIVE) + (pixels // 16) ** 2)
+    return weights * (1 if dtype == FP8 else 2) + keys * 4 * model.num_layers * model.num_kv_heads * model.head_dim
+
+
 def kv_bytes(model: ModelConfig, count: int, pixels: int) -> int:
     from simplear_engine.forward import cache_block_bytes
 
@@ -242,16 +253,21 @@ def markdown(found: dict) -> str:
         lines.append(f"| {row['op']} | {row['case']} | {row['us']:.1f} | {row['gb_s']:.0f} | {share} |")
     lines += [
         "",
-        "| model | weights | px | pictures | s | pictures/s | us a step | CPU us a step |",
-        "|---|---|---|---|---|---|---|---|",
+        "Floor: the time that a read of a step's weights, keys and values takes; exposed: what a step takes beyond it, for each "
+        "layer (with the start of the picture in it).",
+        "",
+        "| model | weights | px | pictures | s | pictures/s | us a step | its floor | exposed us a layer | CPU us a step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["images"]:
         start = f"| {row['size']} | {row['dtype']} | {row['pixels']} | {row['pictures']} |"
         if "error" in row:
-            lines.append(f"{start} {row['error']} | | | |")
+            lines.append(f"{start} {row['error']} | | | | | |")
         else:
+            floor = f"{row['floor_us_step']:.0f} | {row['exposed_us_layer']:.1f}" if read else " | "
             lines.append(
-                f"{start} {row['seconds']:.2f} | {row['pictures_s']:.2f} | {row['us_step']:.0f} | {row['host_us_step']:.1f} |"
+                f"{start} {row['seconds']:.2f} | {row['pictures_s']:.2f} | {row['us_step']:.0f} | {floor} | "
+                f"{row['host_us_step']:.1f} |"
             )
     same = ("0.5b", BF16, 512, 1)
     ours = [

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import InvalidRequestError, UnsupportedError
 
 FLOAT = ("float32", "bfloat16")
 F32 = ("float32",)
+# The implementations for a GPU; "simt" is the CUDA kernels run on the host.
+GPU_IMPLS = ("cuda", "triton", "simt")
 I32 = ("int32",)
 U64 = ("uint64",)
 
@@ -31,28 +33,30 @@ class Arg:
     """A tensor argument: its shape as expressions over the op's axes, and the dtypes that it may have.
 
     role is "in", "out" (every element is written) or "inout". Shapes are written as one string, "N, (H+2*G)*E".
+    gpu_dtypes: those that implementations for a GPU take besides.
     """
 
     shape: str
     dtypes: tuple[str, ...]
     role: str = "in"
     optional: bool = False
+    gpu_dtypes: tuple[str, ...] = ()
 
     @property
     def extents(self) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.shape.split(","))
 
 
-def In(shape: str, dtypes: tuple[str, ...], optional: bool = False) -> Arg:
-    return Arg(shape, dtypes, "in", optional)
+def In(shape: str, dtypes: tuple[str, ...], optional: bool = False, gpu_dtypes: tuple[str, ...] = ()) -> Arg:
+    return Arg(shape, dtypes, "in", optional, gpu_dtypes)
 
 
 def Out(shape: str, dtypes: tuple[str, ...]) -> Arg:
     return Arg(shape, dtypes, "out")
 
 
-def InOut(shape: str, dtypes: tuple[str, ...], optional: bool = False) -> Arg:
-    return Arg(shape, dtypes, "inout", optional)
+def InOut(shape: str, dtypes: tuple[str, ...], optional: bool = False, gpu_dtypes: tuple[str, ...] = ()) -> Arg:
+    return Arg(shape, dtypes, "inout", optional, gpu_dtypes)
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ class Op:
             raise InvalidRequestError(f"{self.name}.{name}: expected [{self.args[name].shape}], got {list(shape)}")
         return extents
 
-    def fields(self, args: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of the C struct for these arguments.
+    def fields(self, args: Mapping[str, Any], scalars: Mapping[str, Any], impl: str) -> dict[str, Any]:
+        """The fields of the C struct for these arguments, as the implementation `impl` takes them.
 
         An argument is a `_C.Tensor`, or anything with `.shape`, `.dtype` and `.storage` (a packed weight, a buffer whose
         rows in use change from step to step: `.counts` then maps a dimension to the name of the plan's count).
@@ -150,9 +154,10 @@ class Op:
         counts = {}
         for name, arg in given.items():
             spec = self.args[name]
-            if arg.dtype not in spec.dtypes:
+            if arg.dtype not in spec.dtypes and not (impl in GPU_IMPLS and arg.dtype in spec.gpu_dtypes):
                 expected = " or ".join(spec.dtypes)
-                raise InvalidRequestError(f"{self.name}.{name}: expected {expected}, got {arg.dtype}")
+                error = UnsupportedError if arg.dtype in spec.gpu_dtypes else InvalidRequestError
+                raise error(f"{self.name}.{name}: expected {expected} by {impl}, got {arg.dtype}")
             for dimension, count in getattr(arg, "counts", {}).items():
                 counts[spec.extents[dimension]] = count
         fields: dict[str, Any] = {}
@@ -177,11 +182,11 @@ class Op:
         """Runs the implementation `impl` now; outputs are written into the given tensors."""
         from simplear_engine import _C
 
-        _C.run_op(self.name, impl, self.fields(args, scalars), pool)
+        _C.run_op(self.name, impl, self.fields(args, scalars, impl), pool)
 
     def record(self, program, impl: str, args: Mapping[str, Any], **scalars) -> None:
         """Appends the call to a `_C.Program`."""
-        program.add(self.name, impl, self.fields(args, scalars))
+        program.add(self.name, impl, self.fields(args, scalars, impl))
 
 
 def evaluate(extent: str, sizes: Mapping[str, int]) -> int:

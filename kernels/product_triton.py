@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from simplear_engine.kernels.float8 import NAME as FLOAT8
+from simplear_engine.kernels.float8_triton import decode as decode_float8
 from simplear_engine.kernels.triton_launch import Launch, power_of_2, stages, tiles
 from simplear_engine.kernels.weight_tiles import TILE_ROW_BYTES
 
@@ -45,9 +46,7 @@ def weight_tile(
     else:
         values = tl.load(at, mask=out_mask[:, None] & (k < TILES * COLUMNS)[None, :], other=0)
     if COLUMNS == 64:
-        # e4m3 has the layout of a small float32: moved into place, only the offset of its exponent is wrong, by 120.
-        bits = ((values.to(tl.uint32) & 0x80) << 24) | ((values.to(tl.uint32) & 0x7F) << 20)
-        return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(tl.bfloat16)
+        return decode_float8(values).to(tl.bfloat16)
     else:
         return values
 

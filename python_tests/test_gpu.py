@@ -91,9 +91,18 @@ def crowd(engine, count=9):
     return images
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", float8.NAME])
-def test_image_is_the_same_alone_in_a_crowd_and_speculated(dtype):
-    with make_engine(dtype=dtype) as engine:
+@pytest.mark.parametrize(
+    "dtype, kv_dtype",
+    [
+        ("bfloat16", "auto"),
+        ("float32", "auto"),
+        (float8.NAME, "auto"),
+        ("bfloat16", "int8"),
+        (float8.NAME, float8.NAME),
+    ],
+)
+def test_image_is_the_same_alone_in_a_crowd_and_speculated(dtype, kv_dtype):
+    with make_engine(dtype=dtype, kv_dtype=kv_dtype) as engine:
         alone = [draw(engine, seed=i, prompt_length=5 + 20 * i, side=6 + i) for i in range(9)]
         for image, expected in zip(crowd(engine), alone, strict=True):
             assert_same(image, expected)

@@ -45,7 +45,9 @@ def draw(isa, pool, hidden, weight, temperature, top_k):
         "last_code": np.zeros(1, np.int32),
     }
     tensors = {name: _C.Tensor.from_numpy(array) for name, array in inputs.items()}
-    fields = all_ops()["head_sample"].fields(tensors | {"weight": pack_array(weight, "float32", pool)}, {"eps": 1e-6})
+    fields = all_ops()["head_sample"].fields(
+        tensors | {"weight": pack_array(weight, "float32", pool)}, {"eps": 1e-6}, isa
+    )
     _C.run_op("head_sample", isa, fields, pool)
     # The second row is drawn from by nobody, so its logits, equal to the first one's, are stored.
     return inputs["token"], inputs["logits"][1]

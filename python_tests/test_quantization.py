@@ -109,3 +109,32 @@ def test_fuzzed_shapes_agree_with_the_baseline(isa, pool):
             linear.run(impl, pool, {"x": x, "weight": weight, "y": y})
             results.append(y.numpy().copy())
         np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-5, err_msg=f"{dtype} {n} x {m} x {k}")
+
+
+def test_float8_keys_bear_a_large_channel_and_int8_keys_are_finer_without_one():
+    """Of the two caches of one byte a number: integers share out the range of the largest, floats follow each number."""
+    from simplear_engine.kernels.rope_append import numbers_of, quantize
+
+    rng = np.random.default_rng(0)
+
+    def rounded(x, codes):
+        found, scale = quantize(x, codes)
+        return numbers_of(found) * scale[..., None]
+
+    def attended(q, k, v):
+        scores = q @ k.T / 8
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return weights / weights.sum(-1, keepdims=True) @ v
+
+    def error(bias, codes):
+        found = []
+        for _ in range(20):
+            q = 2 * rng.standard_normal((14, 64)).astype(np.float32)
+            k, v = rng.standard_normal((2, 900, 64)).astype(np.float32)
+            k[:, 3] += bias
+            exact, got = attended(q, k, v), attended(q, rounded(k, codes), rounded(v, codes))
+            found.append(np.sqrt(np.square(got - exact).mean() / np.square(exact).mean()))
+        return np.mean(found)
+
+    assert error(0, np.int8) < 0.02 < 0.04 < error(0, np.uint8) < 0.07
+    assert error(50, np.uint8) < 0.08 < 0.16 < error(50, np.int8)

@@ -61,12 +61,15 @@ def chosen(name, op):
 
 
 def cases():
-    """What a GPU takes of the declared cases, and those with bfloat16 weights once more in float8."""
+    """What a GPU takes of the declared cases; those with bfloat16 weights or an int8 cache once more in float8."""
     for name, op in OPS.items():
         for case in chosen(name, op):
             yield pytest.param(op, case, id=f"{name}-{case.id}")
             if case.dtypes.get("weight") == "bfloat16" and name in WITH_MATRICES:
                 case = replace(case, dtypes={**case.dtypes, "weight": float8.NAME})
+                yield pytest.param(op, case, id=f"{name}-{case.id}")
+            if case.dtypes.get("k_cache") == "int8":
+                case = replace(case, dtypes={**case.dtypes, "k_cache": float8.NAME, "v_cache": float8.NAME})
                 yield pytest.param(op, case, id=f"{name}-{case.id}")
 
 

@@ -24,6 +24,7 @@ CACHE_DTYPES = {
     "float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16", float8.NAME: "bfloat16",
 }  # fmt: skip
 KV_DTYPES = ("float32", "bfloat16", "int8")
+GPU_KV_DTYPES = (*KV_DTYPES, float8.NAME)
 MAX_THREADS = 1024
 
 
@@ -52,6 +53,7 @@ class CpuBackend:
 
     device = "cpu"
     dtypes: tuple[str, ...] = DTYPES
+    kv_dtypes: tuple[str, ...] = KV_DTYPES
 
     def __init__(self, threads: int | None = None):
         """threads: None takes the physical cores that this process may use."""
@@ -151,7 +153,8 @@ class Recorder:
         def call(**arguments) -> None:
             tensors = {key: value for key, value in arguments.items() if key in op.args}
             scalars = {key: value for key, value in arguments.items() if key not in op.args}
-            self._backend.add(self._program, name, op.fields(tensors, scalars))
+            fields = op.fields(tensors, scalars, self._backend.implementation(name))
+            self._backend.add(self._program, name, fields)
 
         return call
 

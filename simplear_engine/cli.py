@@ -283,7 +283,9 @@ def _add_generate(commands) -> None:
         help="auto, float32, bfloat16; on a CPU also int8, int4; on a GPU also float8_e4m3 (default: auto)",
     )
     command.add_argument(
-        "--kv-dtype", default="auto", help="of keys and values: auto, float32, bfloat16 or int8 (default: auto)"
+        "--kv-dtype",
+        default="auto",
+        help="of keys and values: auto, float32, bfloat16, int8, on a GPU also float8_e4m3 (default: auto)",
     )
     command.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: the physical cores that the process may use)"

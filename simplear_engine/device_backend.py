@@ -9,10 +9,10 @@ import importlib.util
 import numpy as np
 
 from simplear_engine import _C
-from simplear_engine.backend import DTYPES, GPU_DTYPES, CpuBackend
+from simplear_engine.backend import DTYPES, GPU_DTYPES, GPU_KV_DTYPES, CpuBackend
 from simplear_engine.errors import UnsupportedError
 from simplear_engine.kernels import float8
-from simplear_engine.kernels.op import all_ops
+from simplear_engine.kernels.op import GPU_IMPLS, all_ops
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.weight_tiles import pack_tiles
 
@@ -23,8 +23,6 @@ STEPS_PER_GROUP = 16
 OVERLAP = (True, 0)
 # The size of a program whose calls are bound to no count.
 NO_COUNTS = {"num_tokens": 0, "num_seqs": 0, "num_logit_rows": 0, "num_draws": 0, "num_windows": 0}
-# The implementations that take weights in tiles: those for a GPU, and CUDA kernels run on the host.
-TILED = ("cuda", "triton", "simt")
 
 
 def _described(launch) -> tuple:
@@ -50,6 +48,7 @@ class DeviceBackend(CpuBackend):
         self._device = device
         self.device = device.name
         self.is_simulated = self.device.startswith("simulated")
+        self.kv_dtypes = GPU_KV_DTYPES
         self.dtypes = tuple(dict.fromkeys((*DTYPES, *GPU_DTYPES))) if self.is_simulated else GPU_DTYPES
         self._buckets: list[dict] = []  # sizes of steps
         self._workspaces: list[_C.Tensor] = []  # of kernels that Triton compiled; the last one is the largest
@@ -125,7 +124,7 @@ class DeviceBackend(CpuBackend):
 
     def _packed_on_host(self, op: str, parts, dtype: str, interleaved: bool) -> PackedWeight:
         parts = [self._on_host(part) for part in parts]
-        is_tiled = self.implementation(op) in TILED
+        is_tiled = self.implementation(op) in GPU_IMPLS
         takes = GPU_DTYPES if is_tiled else DTYPES
         if dtype not in takes:
             raise UnsupportedError(

@@ -94,8 +94,8 @@ class Engine:
         kept in: "float32", "bfloat16", on a CPU "int8" (a scale a row) or "int4" (a scale for 32), on a GPU "float8_e4m3" (a
         scale a row), or "auto" for what the checkpoint is stored in (bfloat16 for float16). All are rounded from the same
         checkpoint at load; docs/quantization.md says what that costs on a CPU. kv_dtype: what keys and
-        values are kept in: "float32", "bfloat16", "int8" (a scale for each token and head), or "auto" for float32 beside
-        float32 weights and bfloat16 beside others. image_tokenizer: a folder or file that holds it, where the
+        values are kept in: "float32", "bfloat16", "int8" or, on a GPU, "float8_e4m3" (both with a scale for each token and
+        head), or "auto" for float32 beside float32 weights and bfloat16 beside others. image_tokenizer: a folder or file that holds it, where the
         checkpoint's own `vq/` is not to be used. kv_cache_bytes: memory for keys and values; by default enough for
         `max_pairs` pictures of the checkpoint's default size and for one of the longest that the model knows, but at
         most a quarter of the machine's memory (what is never used is never taken). threads: worker threads (default:
@@ -120,7 +120,7 @@ class Engine:
         engine = cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
             name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
-            kv_dtype=check_kv_dtype(kv_dtype, dtype), kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
+            kv_dtype=check_kv_dtype(kv_dtype, dtype, backend), kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
             prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
         if drafts is not None:
@@ -169,7 +169,7 @@ class Engine:
         dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype, backend)
         return cls(
             config, tensors, dtype, backend, defaults=defaults or GenerationDefaults(), text=text,
-            name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype),
+            name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype, backend),
             kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
 

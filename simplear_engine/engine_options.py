@@ -84,15 +84,15 @@ def check_dtype(dtype: str, stored: str, backend) -> str:
     return dtype
 
 
-def check_kv_dtype(kv_dtype: str, dtype: str) -> str:
+def check_kv_dtype(kv_dtype: str, dtype: str, backend) -> str:
     """The dtype of keys and values; "auto" follows that of the weights."""
-    from simplear_engine.backend import CACHE_DTYPES, KV_DTYPES
+    from simplear_engine.backend import CACHE_DTYPES
 
     if kv_dtype == "auto":
         return CACHE_DTYPES[dtype]
-    if kv_dtype not in KV_DTYPES:
-        expected = f"{', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}"
-        raise InvalidRequestError(f"kv_dtype: expected auto, {expected}, got {shown(kv_dtype)}")
+    if kv_dtype not in backend.kv_dtypes:
+        expected = f"{', '.join(backend.kv_dtypes[:-1])} or {backend.kv_dtypes[-1]}"
+        raise InvalidRequestError(f"kv_dtype: expected auto, {expected} on {backend.device}, got {shown(kv_dtype)}")
     return kv_dtype
 
 

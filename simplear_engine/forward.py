@@ -12,13 +12,13 @@ from typing import Any
 from simplear_engine import _C
 from simplear_engine.backend import Rows
 from simplear_engine.config import ModelConfig
-from simplear_engine.kernels.rope_append import BLOCK_SIZE, bytes_of_key, cos_sin_table
+from simplear_engine.kernels.rope_append import BLOCK_SIZE, CODES, bytes_of_key, cos_sin_table
 
 
 @dataclass(frozen=True)
 class LayerCache:
     """Keys and values of one layer: [num_blocks, num_kv_heads, head_dim, 16] and [num_blocks, num_kv_heads, 16, head_dim];
-    in int8 with the scales of each, [num_blocks, num_kv_heads, 16]."""
+    in int8 and float8_e4m3 with the scales of each, [num_blocks, num_kv_heads, 16]."""
 
     k: _C.Tensor
     v: _C.Tensor
@@ -31,7 +31,7 @@ def make_cache(config: ModelConfig, num_blocks: int, dtype: str, zeros=_C.Tensor
     heads, dim = config.num_kv_heads, config.head_dim
 
     def scales():
-        return zeros([num_blocks, heads, BLOCK_SIZE], "float32") if dtype == "int8" else None
+        return zeros([num_blocks, heads, BLOCK_SIZE], "float32") if dtype in CODES else None
 
     return [
         LayerCache(

@@ -66,7 +66,7 @@ def data_stages(name: str) -> list[Command]:
         return [("extract_tokens", ["--world", name, "--tokenizer", embedded, "--out", "tokens"])]
     return [
         ("extract_tokens", ["--world", name, "--tokenizer", embedded, "--out", "tokens"]),
-        scenes(name, "wide", embedded, 3000, 24_576, "sft-tokens"),
+        scenes(name, "balanced", embedded, 3000, 24_576, "sft-tokens"),
         prompts(name),
         reward(name, 600, str(DEFAULT_MODEL_FOLDER / "tokenizer.json"), embedded),
     ]
@@ -110,11 +110,15 @@ def run_all(stages: list[Command], name: str, out: Path) -> None:
             collect_image_tokenizer(name, out)
 
 
-def prepare(name: str, out: Path) -> None:
+def prepare(name: str, out: Path, trained_reward: Path | None = None) -> None:
     """Only what comes before the language stages, with the embedded picture tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
     collect_image_tokenizer(name, out)
-    run_all(data_stages(name), name, out)
+    stages = data_stages(name)
+    if trained_reward:
+        shutil.copytree(trained_reward, out / "reward", dirs_exist_ok=True)
+        stages = [stage for stage in stages if stage[0] != "rewards.train_emoji_clip"]
+    run_all(stages, name, out)
 
 
 def write_colour_prompts(path: Path, name: str) -> None:

@@ -121,12 +121,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--reward",
+        type=Path,
+        help="folder of a trained emoji_clip (it may know more concepts) instead of one of its own",
+    )
     parser.add_argument("--at-once", type=int, default=2, help="seeds that run side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
     out = args.out.resolve()
-    prepare(WORLD, out)
+    prepare(WORLD, out, args.reward)
     with ThreadPoolExecutor(args.at_once) as pool:
         by_seed = list(pool.map(lambda seed: train_seed(seed, out, args.threads), seeds))
     text, gains = table(by_seed)

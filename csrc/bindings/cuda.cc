@@ -11,6 +11,7 @@
 #include "cuda/cuda_driver.h"
 #include "cuda/graph_runner.h"
 #include "cuda/simulated_driver.h"
+#include "cuda/staging.h"
 
 namespace py = pybind11;
 
@@ -36,21 +37,22 @@ py::dict to_dict(const StepCounts& counts) {
 
 // A device and the stream that copies are ordered on.
 struct Device {
-  explicit Device(DeviceId id) : driver(open_device(id)), stream(make_stream(driver)) {}
+  explicit Device(DeviceId id) : driver(open_device(id)), stream(make_stream(driver)), staging(driver) {}
 
-  Tensor upload(const Tensor& tensor) const {
+  Tensor upload(const Tensor& tensor) {
     const Tensor copy = device_zeros(driver, tensor.shape, tensor.dtype);
-    transfer(driver, tensor, copy, stream.get());
+    staging.transfer(tensor, copy, stream.get());
     return copy;
   }
-  Tensor download(const Tensor& tensor) const {
+  Tensor download(const Tensor& tensor) {
     const Tensor copy = Tensor::zeros(tensor.shape, tensor.dtype);
-    transfer(driver, tensor, copy, stream.get());
+    staging.transfer(tensor, copy, stream.get());
     return copy;
   }
 
   const std::shared_ptr<Driver> driver;
   const Handle<Driver::Stream> stream;
+  Staging staging;
 };
 
 DeviceId id_from(const std::string& kind, int32_t index) {
@@ -107,8 +109,8 @@ void bind_cuda(py::module_& m) {
            "A copy on the host of a tensor of this device.")
       .def(
           "copy",
-          [](const Device& d, const Tensor& source, const Tensor& target) {
-            transfer(d.driver, source, target, d.stream.get());
+          [](Device& d, const Tensor& source, const Tensor& target) {
+            d.staging.transfer(source, target, d.stream.get());
           },
           py::arg("source"), py::arg("target"), py::call_guard<py::gil_scoped_release>(),
           "Copies between a tensor of the host and one of this device.")

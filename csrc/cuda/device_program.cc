@@ -64,24 +64,24 @@ void DeviceProgram::launch(const Call& call, const StepCounts& counts, Driver::S
 
 void DeviceProgram::enqueue(const StepCounts& counts, Driver::Stream* stream) {
   launcher_.stream = reinterpret_cast<void*>(driver_->native_handle(stream));
-  for (Call& call : calls_) {
-    bind(call, counts);
-    if (call.cuda_op != nullptr) {
-      // Its launches do not pass through the driver, and go to the thread's device.
-      driver_->on_device([&] { call.cuda_op->run(call.params.data(), launcher_); });
-      continue;
+  // Launches of CUDA ops do not pass through the driver, and go to the thread's device.
+  driver_->on_device([&] {
+    for (Call& call : calls_) {
+      bind(call, counts);
+      if (call.cuda_op != nullptr) call.cuda_op->run(call.params.data(), launcher_);
+      else if (call.host_op == nullptr) launch(call, counts, stream);
+      else enqueue_on_host(call, stream);
     }
-    if (call.host_op == nullptr) {
-      launch(call, counts, stream);
-      continue;
-    }
-    driver_->enqueue(
-        [op = call.host_op, params = call.params, pool = pool_] {
-          std::lock_guard turn(pool->turns());
-          op->run(params.data(), *pool);
-        },
-        stream);
-  }
+  });
+}
+
+void DeviceProgram::enqueue_on_host(const Call& call, Driver::Stream* stream) {
+  driver_->enqueue(
+      [op = call.host_op, params = call.params, pool = pool_] {
+        std::lock_guard turn(pool->turns());
+        op->run(params.data(), *pool);
+      },
+      stream);
 }
 
 void DeviceProgram::run() {

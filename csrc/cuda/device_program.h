@@ -60,6 +60,7 @@ class DeviceProgram {
  private:
   const std::byte* bind(Call& call, const StepCounts& counts);
   void launch(const Call& call, const StepCounts& counts, Driver::Stream* stream);
+  void enqueue_on_host(const Call& call, Driver::Stream* stream);
 
   std::shared_ptr<Driver> driver_;
   std::shared_ptr<ThreadPool> pool_;

@@ -12,8 +12,6 @@
 namespace simplear {
 namespace {
 
-constexpr size_t kStagingBytes = size_t{16} << 20;
-
 std::vector<int64_t> checked_shape(std::vector<int64_t> shape) {
   int64_t count = 1;
   for (int64_t extent : shape)
@@ -70,46 +68,6 @@ Tensor pinned_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> 
   std::memset(tensor.data, 0, tensor.bytes());
   tensor.owner = std::shared_ptr<void>(tensor.data, [driver](void* memory) { driver->release_host(memory); });
   return tensor;
-}
-
-void transfer(const std::shared_ptr<Driver>& driver, const Tensor& from, const Tensor& to, Driver::Stream* stream) {
-  check(from.bytes() == to.bytes() && from.device.is_host() != to.device.is_host(), ErrorKind::kInternal,
-        "transfer: expected as many bytes on the host and on the device, got ", from.bytes(), " on ",
-        name_of(from.device), " and ", to.bytes(), " on ", name_of(to.device));
-  const size_t bytes = from.bytes();
-  if (bytes == 0) return;
-  const bool is_upload = from.device.is_host();
-  // Two pieces in turn: one is read from a file or written to memory while the other is on its way.
-  struct Piece {
-    Tensor memory;
-    Handle<Driver::Event> done;
-    size_t begin = 0, count = 0;
-  };
-  const int64_t staging = static_cast<int64_t>(std::min(bytes, kStagingBytes));
-  Piece pieces[2];
-  for (Piece& piece : pieces) piece = {pinned_zeros(driver, {staging}, DType::kUInt8), make_event(driver)};
-  const auto wait_for = [&](Piece& piece) {
-    if (piece.count == 0) return;
-    driver->synchronize(piece.done.get());
-    if (!is_upload) std::memcpy(static_cast<char*>(to.data) + piece.begin, piece.memory.data, piece.count);
-    piece.count = 0;
-  };
-  int turn = 0;
-  for (size_t begin = 0; begin < bytes; begin += staging, turn ^= 1) {
-    Piece& piece = pieces[turn];
-    wait_for(piece);
-    piece.begin = begin;
-    piece.count = std::min(bytes - begin, static_cast<size_t>(staging));
-    if (is_upload) {
-      std::memcpy(piece.memory.data, static_cast<const char*>(from.data) + begin, piece.count);
-      driver->copy(static_cast<char*>(to.data) + begin, piece.memory.data, piece.count, stream);
-    } else {
-      driver->copy(piece.memory.data, static_cast<const char*>(from.data) + begin, piece.count, stream);
-    }
-    driver->record(piece.done.get(), stream);
-  }
-  wait_for(pieces[turn]);
-  wait_for(pieces[turn ^ 1]);
 }
 
 void order(const std::shared_ptr<Driver>& driver, Driver::Stream* earlier, Driver::Stream* later) {

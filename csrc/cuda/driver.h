@@ -128,10 +128,6 @@ Handle<Driver::Graph> capture(const std::shared_ptr<Driver>& driver, Driver::Str
 Tensor device_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> shape, DType dtype);
 Tensor pinned_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> shape, DType dtype);
 
-// Copies between tensors of equal size, of which one is in any memory of the host, in the order of `stream`; waits
-// until it is done.
-void transfer(const std::shared_ptr<Driver>& driver, const Tensor& from, const Tensor& to, Driver::Stream* stream);
-
 // `later` does what is enqueued on it from now on after all that has been enqueued on `earlier` so far.
 void order(const std::shared_ptr<Driver>& driver, Driver::Stream* earlier, Driver::Stream* later);
 

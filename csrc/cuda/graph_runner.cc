@@ -25,6 +25,7 @@ GraphRunner::GraphRunner(std::shared_ptr<DeviceProgram> program, std::shared_ptr
       stream_(make_stream(driver_)),
       done_{make_event(driver_), make_event(driver_)},
       staged_(pinned_plan(driver_, plan_->limits)),
+      idle_(pinned_plan(driver_, plan_->limits)),
       first_step_(pinned_zeros(driver_, {kMaxGroups}, DType::kInt32)),
       drawn_token_(pinned_zeros(driver_, history_.token.shape, DType::kInt32)),
       drawn_log_prob_(pinned_zeros(driver_, history_.log_prob.shape, DType::kFloat32)) {
@@ -61,9 +62,8 @@ Driver::Graph* GraphRunner::record(const StepCounts& bucket) {
   if (const auto known = graphs_.find(bucket); known != graphs_.end()) return known->second.get();
   // Once in the ordinary way: a kernel that was never launched may have to be loaded, which a capture does not allow.
   // On a plan of padding alone, in the place of the one that is about to be uploaded.
-  StepPlan idle = pinned_plan(driver_, plan_->limits);
-  pad(idle, bucket, static_cast<int32_t>(logits_.shape[1]));
-  driver_->copy(plan_->planned.data, idle.planned.data, idle.planned.bytes(), stream_.get());
+  pad(idle_, bucket, static_cast<int32_t>(logits_.shape[1]));
+  driver_->copy(plan_->planned.data, idle_.planned.data, idle_.planned.bytes(), stream_.get());
   program_->enqueue(bucket, stream_.get());
   driver_->synchronize(stream_.get());
   auto graph = capture(driver_, stream_.get(), [&] { program_->enqueue(bucket, stream_.get()); });

@@ -65,6 +65,7 @@ class GraphRunner : public StepRunner {
 
   // Pinned: what is copied up and down while the host goes on.
   StepPlan staged_;
+  StepPlan idle_;      // padding alone, to record on
   Tensor first_step_;  // [2] where the history's halves begin
   Tensor drawn_token_, drawn_log_prob_, host_logits_;
 

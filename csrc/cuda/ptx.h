@@ -132,6 +132,27 @@ __device__ inline void widen_float8(uint32_t word, uint32_t& even, uint32_t& odd
   odd = times_2_to_120((word & 0x80008000u) | (word & 0x7f007f00u) >> 4);
 }
 
+// The same of four int8 numbers. Put behind the bits of 128, the lower seven of a byte say 128 + those; the sign's bit
+// there makes 128 into 256, which is what is to be taken off.
+__device__ inline uint32_t difference_of_bfloat16(uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t difference;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+  return difference;
+#else
+  const float low = __uint_as_float(a << 16) - __uint_as_float(b << 16);
+  const float high = __uint_as_float(a & 0xffff0000u) - __uint_as_float(b & 0xffff0000u);
+  return __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u);
+#endif
+}
+__device__ inline void widen_int8(uint32_t word, uint32_t& even, uint32_t& odd) {
+  const auto widen = [](uint32_t bytes) {
+    return difference_of_bfloat16((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0x43004300u);
+  };
+  even = widen(word);
+  odd = widen(word >> 8);
+}
+
 // Four matrices of 8 x 8 numbers of 16 bits out of shared memory, each transposed: row i % 8 of matrix i / 8 is the 16
 // bytes that lane i points to, and of matrix m lane 4 g + t gets column g of rows 2 t and 2 t + 1.
 __device__ inline void load_transposed(uint32_t (&to)[4], const void* row) {

@@ -3,7 +3,7 @@
 import numpy as np
 
 from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, Op, Out
-from simplear_engine.kernels.rope_append import KV, bytes_of_key, quantize
+from simplear_engine.kernels.rope_append import CODES, GPU_KV, KV, bytes_of_key, numbers_of, quantize
 
 BLOCK_SIZE = 16
 
@@ -19,8 +19,8 @@ def reference(q, k_cache, v_cache, query_start_loc, context_lens, block_table, s
             block, offset = block_table[s, position // BLOCK_SIZE], position % BLOCK_SIZE
             for h in range(heads):
                 g = h // (heads // groups)
-                keys = k_cache[block, g, :, offset].astype(np.float64)
-                values = v_cache[block, g, offset, :].astype(np.float64)
+                keys = numbers_of(k_cache[block, g, :, offset]).astype(np.float64)
+                values = numbers_of(v_cache[block, g, offset, :]).astype(np.float64)
                 if k_scale is not None:
                     keys *= k_scale[block, g, offset][:, None]
                     values *= v_scale[block, g, offset][:, None]
@@ -34,8 +34,11 @@ def make_inputs(case, rng):
     """Sequences of the case's lengths; cache entries that nobody may read hold NaN."""
     a = case.axes
     contexts, queries = lengths_of(a)
-    is_int8 = case.dtypes["k_cache"] == "int8"
-    unread, dtype = (-128, np.int8) if is_int8 else (np.nan, np.float32)
+    has_scales = case.dtypes["k_cache"] in CODES
+    # 0x7F is float8's NaN
+    unread, dtype = {"int8": (-128, np.int8), CODES[1]: (0x7F, np.uint8)}.get(
+        case.dtypes["k_cache"], (np.nan, np.float32)
+    )
     k_cache = np.full((a["B"], a["G"], a["E"], BLOCK_SIZE), unread, dtype)
     v_cache = np.full((a["B"], a["G"], BLOCK_SIZE, a["E"]), unread, dtype)
     k_scale, v_scale = (np.full((a["B"], a["G"], BLOCK_SIZE), np.nan, np.float32) for _ in range(2))
@@ -48,8 +51,9 @@ def make_inputs(case, rng):
         position = np.arange(length)
         block, offset = block_table[s, position // BLOCK_SIZE], position % BLOCK_SIZE
         k, v = rng.standard_normal((2, length, a["G"], a["E"])).astype(np.float32)
-        if is_int8:
-            (k, k_scale[block, :, offset]), (v, v_scale[block, :, offset]) = quantize(k), quantize(v)
+        if has_scales:
+            k, k_scale[block, :, offset] = quantize(k, dtype)
+            v, v_scale[block, :, offset] = quantize(v, dtype)
         k_cache[block, :, :, offset], v_cache[block, :, offset, :] = k, v
     q = rng.standard_normal((a["N"], a["H"] * a["E"])).astype(np.float32)
     q[sum(queries) :] = np.nan
@@ -57,7 +61,7 @@ def make_inputs(case, rng):
         "q": q,
         "k_cache": k_cache,
         "v_cache": v_cache,
-        **({"k_scale": k_scale, "v_scale": v_scale} if is_int8 else {}),
+        **({"k_scale": k_scale, "v_scale": v_scale} if has_scales else {}),
         "query_start_loc": np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
         "context_lens": np.array(contexts, np.int32),
         "block_table": block_table,
@@ -104,8 +108,8 @@ OP = Op(
     },
     args={
         "q": In("N, H*E", F32),
-        "k_cache": In("B, G, E, 16", KV),
-        "v_cache": In("B, G, 16, E", KV),
+        "k_cache": In("B, G, E, 16", KV, gpu_dtypes=GPU_KV),
+        "v_cache": In("B, G, 16, E", KV, gpu_dtypes=GPU_KV),
         "k_scale": In("B, G, 16", F32, optional=True),
         "v_scale": In("B, G, 16", F32, optional=True),
         "query_start_loc": In("S+1", I32),
@@ -120,7 +124,7 @@ OP = Op(
         case(lengths, heads, groups, dim, dtype, out)
         for lengths in TEST_LENGTHS
         for heads, groups, dim in [(4, 2, 16), (14, 2, 64), (6, 1, 128), (8, 1, 64), (3, 3, 10), (22, 2, 34)]
-        for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "float32")]
+        for dtype, out in [("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "float32"), ("int8", "bfloat16")]
     ],
     bench_cases=[
         case(lengths, 14, 2, 64, dtype, "bfloat16") for lengths in BENCH_LENGTHS for dtype in ("bfloat16", "int8")

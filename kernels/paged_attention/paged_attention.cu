@@ -1,5 +1,6 @@
 // Attention for any head size and type of cache: a warp takes one query row through a split, with ordinary
-// multiply-adds. bfloat16 caches of common head sizes have tensor cores to do it, see tensor_core_attention.cuh.
+// multiply-adds. Where common head sizes are rounded to bfloat16 in the end, tensor cores do it, see
+// tensor_core_attention.cuh.
 #include "kernels/common/split_attention.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/paged_attention/paged_attention.h"
@@ -81,18 +82,36 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
   }
 }
 
-template <int kDim>
+template <int kDim, class T>
 __global__ void __launch_bounds__(kAttentionThreads, 1)
     attend_on_tensor_cores(PagedAttentionParams p, Partials partials, int32_t* counters, int num_parts) {
   allow_next_kernel();
   wait_for_previous_kernel();
-  TensorCoreAttention<kDim>::attend(p, partials, counters, num_parts);
+  TensorCoreAttention<kDim, T>::attend(p, partials, counters, num_parts);
+}
+
+bool has_tensor_cores(const PagedAttentionParams& p) {
+  return p.k_cache.dtype != DType::kFloat32 && p.out.dtype == DType::kBFloat16 &&
+         (p.head_dim == 64 || p.head_dim == 128);
+}
+
+// run(kernel of the cache's type, bytes of shared memory)
+template <class T, class Run>
+void choose_kernel(const PagedAttentionParams& p, const Run& run) {
+  if constexpr (sizeof(T) < sizeof(float)) {
+    using Narrow = TensorCoreAttention<64, T>;
+    using Wide = TensorCoreAttention<128, T>;
+    if (has_tensor_cores(p))
+      return p.head_dim == 64 ? run(attend_on_tensor_cores<64, T>, sizeof(typename Narrow::Shared))
+                              : run(attend_on_tensor_cores<128, T>, sizeof(typename Wide::Shared));
+  }
+  run(attend_split<T>, kAttentionWarps * kSplitKeys * sizeof(float) + 16);
 }
 
 void paged_attention(const PagedAttentionParams& p, Launcher& launcher) {
   if (p.num_tokens == 0 || p.num_seqs == 0) return;
-  const bool has_tensor_cores = p.k_cache.dtype == DType::kBFloat16 && (p.head_dim == 64 || p.head_dim == 128);
-  const int batch = has_tensor_cores ? TensorCoreAttention<64>::kRows : kAttentionWarps;
+  const DType cache = p.k_cache.dtype;
+  const int batch = has_tensor_cores(p) ? kTensorCoreRows : kAttentionWarps;
   const int64_t rows_per_seq = divide_up(int64_t{p.num_tokens} * (p.num_heads / p.num_kv_heads), p.num_seqs);
   const int num_parts = static_cast<int>(std::clamp<int64_t>(divide_up(rows_per_seq, batch), 1, 32));
   const int64_t max_splits = divide_up(p.max_blocks_per_seq, kSplitBlocks);
@@ -103,13 +122,10 @@ void paged_attention(const PagedAttentionParams& p, Launcher& launcher) {
                             shared_bytes};
     launch(launcher, "paged_attention", kernel, shape, p, partials, counters, num_parts);
   };
-  if (has_tensor_cores && p.head_dim == 64)
-    return run(attend_on_tensor_cores<64>, sizeof(TensorCoreAttention<64>::Shared));
-  if (has_tensor_cores) return run(attend_on_tensor_cores<128>, sizeof(TensorCoreAttention<128>::Shared));
-  constexpr size_t kShared = kAttentionWarps * kSplitKeys * sizeof(float) + 16;
-  if (p.k_cache.dtype == DType::kInt8) run(attend_split<int8_t>, kShared);
-  else if (p.k_cache.dtype == DType::kBFloat16) run(attend_split<uint16_t>, kShared);
-  else run(attend_split<float>, kShared);
+  if (cache == DType::kInt8) choose_kernel<int8_t>(p, run);
+  else if (cache == DType::kFloat8E4M3) choose_kernel<Float8>(p, run);
+  else if (cache == DType::kBFloat16) choose_kernel<uint16_t>(p, run);
+  else choose_kernel<float>(p, run);
 }
 
 }  // namespace

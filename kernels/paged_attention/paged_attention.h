@@ -18,10 +18,10 @@ namespace simplear {
 
 struct PagedAttentionParams {
   const float* q;        // [N, H E] rotated queries
-  AnyPtr k_cache;        // [B, G, E, 16] float32, bfloat16 or int8
+  AnyPtr k_cache;        // [B, G, E, 16] float32, bfloat16, int8 or, on a GPU, float8_e4m3
   AnyPtr v_cache;        // [B, G, 16, E] same dtype
-  const float* k_scale;  // [B, G, 16] of an int8 cache: what a key's codes are to be multiplied by
-  const float* v_scale;  // [B, G, 16] of an int8 cache
+  const float* k_scale;  // [B, G, 16] of a cache of one byte a number: what a key's codes are to be multiplied by
+  const float* v_scale;  // [B, G, 16] likewise
   const int32_t*
       query_start_loc;          // [S + 1] first query of each sequence; the last entry is the number of queries, <= N
   const int32_t* context_lens;  // [S] keys of each sequence, those of this step included

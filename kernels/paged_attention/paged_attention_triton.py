@@ -4,13 +4,14 @@ A program takes one chunk, one KV head and a tile of queries of one sequence, wi
 7 heads and 4 queries fill 28 of 32 columns. Keys stand on the left of the product and queries on its right, and sums over
 keys are products as well, with ones: so nothing depends on how many queries share a tile (contract C2).
 
-Keys and values in bfloat16 or int8 are exact as bfloat16. Queries and softmax weights are not: they are cut into two
+Keys and values in bfloat16, int8 or float8 are exact as bfloat16. Queries and softmax weights are not: they are cut into two
 bfloat16 parts, and into three where `out` is float32, and the products of the parts are added.
 """
 
 import triton
 import triton.language as tl
 
+from simplear_engine.kernels.float8_triton import decode as decode_float8
 from simplear_engine.kernels.rope_append import BLOCK_SIZE
 from simplear_engine.kernels.triton_launch import Launch, fields, power_of_2, tiles
 
@@ -31,6 +32,15 @@ def dot_of_parts(a, b, acc, PARTS: tl.constexpr):
             if part + 1 < PARTS:
                 b = b - rounded.to(tl.float32)
         return acc
+
+
+@triton.jit
+def as_bfloat16(cached):
+    """Exactly; bytes without a sign are those of float8."""
+    if cached.dtype == tl.uint8:
+        return decode_float8(cached).to(tl.bfloat16)
+    else:
+        return cached.to(tl.float32).to(tl.bfloat16)
 
 
 @triton.jit
@@ -68,7 +78,7 @@ def attend_chunk(
         at_queries = (row.to(tl.int64) * H + head) * E
         queries = tl.load(q + at_queries[None, :] + d[:, None], mask=is_column[None, :] & (d < E)[:, None], other=0)
         if PARTS > 0:
-            keys = keys.to(tl.float32).to(tl.bfloat16)
+            keys = as_bfloat16(keys)
         scores = dot_of_parts(keys, queries, tl.zeros([CHUNK, COLUMNS], tl.float32), PARTS) * scale
         if k_scale is not None:
             scores *= tl.load(k_scale + entry * BLOCK_SIZE + offset, mask=is_key, other=0)[:, None]
@@ -87,7 +97,7 @@ def attend_chunk(
         at_values = ((entry * BLOCK_SIZE + offset) * E)[None, :] + d[:, None]
         values = tl.load(v_cache + at_values, mask=is_key[None, :] & (d < E)[:, None], other=0)
         if PARTS > 0:
-            values = values.to(tl.float32).to(tl.bfloat16)
+            values = as_bfloat16(values)
         acc = dot_of_parts(values, weights, tl.zeros([DIM, COLUMNS], tl.float32), PARTS)
 
         at = (row.to(tl.int64) * H + head) * tl.num_programs(2) + chunk

@@ -1,5 +1,5 @@
-// Attention over a bfloat16 cache on tensor cores: 16 query rows (queries x heads of a group) against a split of 128
-// keys.
+// Attention over a cache of bfloat16, int8 or float8 numbers on tensor cores: 16 query rows (queries x heads of a
+// group) against a split of 128 keys.
 //
 // A block copies keys and values of the split to shared memory once and takes all its rows through them. Scores are
 // shared out by keys, a cache block of 16 to each of 8 warps; the weighted sums by columns of the values, so that
@@ -8,15 +8,23 @@
 //
 // Queries and weights are float32; each is taken as the sum of two bfloat16 numbers, which costs a second product and
 // keeps some 16 bits. At decode the products are a small part of what reading keys and values takes.
+//
+// Codes of one byte are bfloat16 numbers, too, and become so on their way to shared memory. A key's scale goes to its
+// scores, a value's to its weights.
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/common/split_attention.cuh"
 
 namespace simplear::SIMPLEAR_GPU {
 
-template <int kDim>
+constexpr int kTensorCoreRows = 16;
+
+template <int kDim, class T>
 struct TensorCoreAttention {
-  static constexpr int kRows = 16;
+  static constexpr int kRows = kTensorCoreRows;
+  static constexpr bool kHasScales = sizeof(T) == 1;
   static constexpr int kSteps = kDim / 16;                     // products along a head
   static constexpr int kTiles = kDim / (8 * kAttentionWarps);  // tiles of 8 columns of the values for each warp
   static constexpr int kValueStride = kDim + 8;                // rows of 16-byte pieces that meet different banks
@@ -28,6 +36,7 @@ struct TensorCoreAttention {
     uint16_t values[kSplitKeys][kValueStride];
     uint16_t weights[2][kRows][kWeightStride];  // high and low parts
     float maxima[kAttentionWarps][kRows], sums[kAttentionWarps][kRows];
+    float key_scales[kSplitKeys], value_scales[kSplitKeys];  // where there are any
     int32_t flag;
   };
 
@@ -38,27 +47,85 @@ struct TensorCoreAttention {
     low = to_bfloat16(x - to_float(high_x)) | uint32_t{to_bfloat16(y - to_float(high_y))} << 16;
   }
 
-  // Sends for the keys and values of the split: keys are one group of copies, values the next.
+  // Sends for the keys and values of the split: keys are one group of copies, values the next. Where they have
+  // to be widened they are there on return, for those who meet this thread.
   __device__ static void fetch(const PagedAttentionParams& p, const AttentionShare& share, int num_keys, Shared& s) {
     const int32_t* table = p.block_table + int64_t{share.seq} * p.max_blocks_per_seq + share.split * kSplitBlocks;
+    // Index of cache block i of this KV head.
+    const auto block_of = [&](int i) { return int64_t{table[i]} * p.num_kv_heads + share.group; };
+    if constexpr (kHasScales) fetch_codes(p, block_of, num_keys, s);
+    else fetch_numbers(p, block_of, num_keys, s);
+    // A weight of zero times what the cache holds behind the context, which may be anything, has to be zero.
+    for (int i = num_keys * kDim + threadIdx.x; i < kSplitKeys * kDim; i += kAttentionThreads)
+      s.values[i / kDim][i % kDim] = 0;
+  }
+
+  template <class BlockOf>
+  __device__ static void fetch_numbers(const PagedAttentionParams& p, const BlockOf& block_of, int num_keys,
+                                       Shared& s) {
     const int num_blocks = static_cast<int>(divide_up(num_keys, kKvBlockSize));
     constexpr int kPieces = kDim * kKvBlockSize / 8;  // of 16 bytes in a cache block
-    const auto block_of = [&](int i) {
-      return (int64_t{table[i / kPieces]} * p.num_kv_heads + share.group) * (kDim * kKvBlockSize) + i % kPieces * 8;
-    };
+    const auto at = [&](int i) { return block_of(i / kPieces) * (kDim * kKvBlockSize) + i % kPieces * 8; };
     const uint16_t* keys = static_cast<const uint16_t*>(p.k_cache.data);
     for (int i = threadIdx.x; i < num_blocks * kPieces; i += kAttentionThreads)
-      copy_async_16(&s.keys[0][0][0] + i * 8, keys + block_of(i));
+      copy_async_16(&s.keys[0][0][0] + i * 8, keys + at(i));
     commit_async_copies();
     const uint16_t* values = static_cast<const uint16_t*>(p.v_cache.data);
     for (int i = threadIdx.x; i < num_blocks * kPieces; i += kAttentionThreads) {
       const int key = i / (kDim / 8), column = i % (kDim / 8) * 8;
-      if (key < num_keys) copy_async_16(&s.values[key][column], values + block_of(i));
+      if (key < num_keys) copy_async_16(&s.values[key][column], values + at(i));
     }
     commit_async_copies();
-    // A weight of zero times what the cache holds behind the context, which may be anything, has to be zero.
-    for (int i = num_keys * kDim + threadIdx.x; i < kSplitKeys * kDim; i += kAttentionThreads)
-      s.values[i / kDim][i % kDim] = 0;
+  }
+
+  template <class BlockOf>
+  __device__ static void fetch_codes(const PagedAttentionParams& p, const BlockOf& block_of, int num_keys, Shared& s) {
+    const int num_blocks = static_cast<int>(divide_up(num_keys, kKvBlockSize));
+    constexpr int kPieces = kDim * kKvBlockSize / 16;  // of 16 bytes in a cache block
+    constexpr int kTurns = kSplitBlocks * kPieces / kAttentionThreads;
+    const auto at = [&](int i) { return block_of(i / kPieces) * (kDim * kKvBlockSize) + i % kPieces * 16; };
+    const T* keys = static_cast<const T*>(p.k_cache.data);
+    const T* values = static_cast<const T*>(p.v_cache.data);
+    uint4 codes[2][kTurns];  // all under way before the first is looked at
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kAttentionThreads + threadIdx.x;
+      if (i >= num_blocks * kPieces) continue;
+      codes[0][turn] = *reinterpret_cast<const uint4*>(keys + at(i));
+      codes[1][turn] = *reinterpret_cast<const uint4*>(values + at(i));
+    }
+    for (int key = threadIdx.x; key < num_keys; key += kAttentionThreads) {
+      const int64_t token = block_of(key / kKvBlockSize) * kKvBlockSize + key % kKvBlockSize;
+      s.key_scales[key] = p.k_scale[token];
+      s.value_scales[key] = p.v_scale[token];
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kAttentionThreads + threadIdx.x;
+      if (i >= num_blocks * kPieces) continue;
+      write_codes(&s.keys[0][0][0] + i * 16, codes[0][turn]);
+      const int key = i / (kDim / 16), column = i % (kDim / 16) * 16;
+      if (key < num_keys) write_codes(&s.values[key][column], codes[1][turn]);
+    }
+  }
+
+  // Sixteen codes as bfloat16.
+  __device__ static void write_codes(uint16_t* to, const uint4& codes) {
+    uint4 low, high;
+    widen(codes.x, low.x, low.y);
+    widen(codes.y, low.z, low.w);
+    widen(codes.z, high.x, high.y);
+    widen(codes.w, high.z, high.w);
+    reinterpret_cast<uint4*>(to)[0] = low;
+    reinterpret_cast<uint4*>(to)[1] = high;
+  }
+
+  __device__ static void widen(uint32_t word, uint32_t& first, uint32_t& second) {
+    uint32_t even, odd;
+    if constexpr (std::is_same_v<T, Float8>) widen_float8(word, even, odd);
+    else widen_int8(word, even, odd);
+    first = (even & 0xffffu) | odd << 16;
+    second = even >> 16 | (odd & 0xffff0000u);
   }
 
   __device__ static void attend(const PagedAttentionParams& p, const Partials& partials, int32_t* counters,
@@ -114,6 +181,7 @@ struct TensorCoreAttention {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int key = warp * kKvBlockSize + 8 * tile + 2 * t + i % 2;
+          if constexpr (kHasScales) scores[tile][i] *= s.key_scales[key];
           scores[tile][i] = key < count[i / 2] ? scores[tile][i] * scale : -INFINITY;
           highest[i / 2] = fmaxf(highest[i / 2], scores[tile][i]);
         }
@@ -134,11 +202,15 @@ struct TensorCoreAttention {
         for (int i = 0; i < 2; ++i) {
           // A row without keys in this split has weights of zero, and nobody looks at what comes of it.
           const float top = count[i] > 0 ? highest[i] : 0.0f;
-          const float a = exp2f(scores[tile][2 * i] - top), b = exp2f(scores[tile][2 * i + 1] - top);
+          const int key = warp * kKvBlockSize + 8 * tile + 2 * t;
+          float a = exp2f(scores[tile][2 * i] - top), b = exp2f(scores[tile][2 * i + 1] - top);
           sum[i] += a + b;
+          if constexpr (kHasScales) {  // behind the row's last key a scale may be anything
+            a = key < count[i] ? a * s.value_scales[key] : 0.0f;
+            b = key + 1 < count[i] ? b * s.value_scales[key + 1] : 0.0f;
+          }
           uint32_t high, low;
           split(a, b, high, low);
-          const int key = warp * kKvBlockSize + 8 * tile + 2 * t;
           *reinterpret_cast<uint32_t*>(&s.weights[0][g + 8 * i][key]) = high;
           *reinterpret_cast<uint32_t*>(&s.weights[1][g + 8 * i][key]) = low;
         }

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import F32, FLOAT, I32, Case, In, InOut, Op, Out
 
 BLOCK_SIZE = 16
-KV = (*FLOAT, "int8")
+KV, GPU_KV = (*FLOAT, "int8"), (float8.NAME,)
+CODES = ("int8", float8.NAME)  # kept with a scale for each token and KV head
 
 
 def cos_sin_table(num_positions: int, head_dim: int, theta: float) -> np.ndarray:
@@ -25,14 +27,21 @@ def rotate(x, cos, sin):
 
 def bytes_of_key(head_dim: int, dtype: str) -> int:
     """Bytes that a key, or a value, of one head takes in the cache."""
-    return {"float32": 4 * head_dim, "bfloat16": 2 * head_dim, "int8": head_dim + 4}[dtype]
+    return {"float32": 4 * head_dim, "bfloat16": 2 * head_dim}.get(dtype, head_dim + 4)
 
 
-def quantize(x):
-    """float32 [..., E] -> int8 codes [..., E] and their scales [...]."""
-    scale = (np.abs(x).max(-1) / np.float32(127)).astype(np.float32)
+def quantize(x, codes):
+    """float32 [..., E] -> codes [..., E] and their scales [...]. codes: np.int8, or np.uint8 for the bits of float8."""
+    largest = float8.LARGEST if codes == np.uint8 else np.float32(127)
+    scale = (np.abs(x).max(-1) / largest).astype(np.float32)
     divisor = np.where(scale > 0, scale, 1).astype(np.float32)
-    return np.rint(x / divisor[..., None]).clip(-127, 127).astype(np.int8), scale
+    quotient = (x / divisor[..., None]).clip(-largest, largest)
+    return float8.encode(quotient) if codes == np.uint8 else np.rint(quotient).astype(np.int8), scale
+
+
+def numbers_of(cache):
+    """What an array of the cache stands for, before its scales."""
+    return float8.decode(cache) if cache.dtype == np.uint8 else cache
 
 
 def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, k_scale=None, v_scale=None, q=None, **_):
@@ -48,7 +57,8 @@ def reference(qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, k_scale=N
     found = {"q": rotate(rows[:, :heads], cos, sin).reshape(num_tokens, -1), "k_cache": k_cache, "v_cache": v_cache}
     if k_scale is not None:
         k_scale, v_scale = k_scale.copy(), v_scale.copy()
-        (k, k_scale[block, :, offset]), (v, v_scale[block, :, offset]) = quantize(k), quantize(v)
+        k, k_scale[block, :, offset] = quantize(k, k_cache.dtype)
+        v, v_scale[block, :, offset] = quantize(v, v_cache.dtype)
         found |= {"k_scale": k_scale, "v_scale": v_scale}
     k_cache[block, :, :, offset] = k
     v_cache[block, :, offset, :] = v
@@ -61,10 +71,15 @@ def make_inputs(case, rng):
     k_cache = rng.standard_normal((a["B"], a["G"], a["E"], BLOCK_SIZE)).astype(np.float32)
     v_cache = rng.standard_normal((a["B"], a["G"], BLOCK_SIZE, a["E"])).astype(np.float32)
     scales = {}
-    if case.dtypes["k_cache"] == "int8":
-        k_cache, v_cache = (np.rint(40 * cache).clip(-127, 127).astype(np.int8) for cache in (k_cache, v_cache))
+    if case.dtypes["k_cache"] in CODES:
+        codes = np.int8 if case.dtypes["k_cache"] == "int8" else np.uint8
+        k_cache, v_cache = (quantize(cache, codes)[0] for cache in (k_cache, v_cache))
         scales = {name: rng.random((a["B"], a["G"], BLOCK_SIZE), np.float32) for name in ("k_scale", "v_scale")}
         qkv[0, -a["E"] :] = 0  # a value without a largest element
+        if codes == np.uint8 and a["N"] > 1:  # numbers half-way between two codes, small ones among them
+            lower = np.append(126, rng.integers(0, 125, a["E"] - 1)).astype(np.uint8)
+            between = (float8.decode(lower) + float8.decode(np.minimum(lower + 1, 126))) / 2
+            qkv[1, -a["E"] :] = between * rng.choice([-1, 1], a["E"])
     slot_mapping = rng.permutation(a["B"] * BLOCK_SIZE)[: a["N"]].astype(np.int32)
     slot_mapping[5::6] = -1  # padding
     return {
@@ -94,8 +109,8 @@ OP = Op(
         "positions": In("N", I32),
         "slot_mapping": In("N", I32),
         "q": Out("N, H*E", F32),
-        "k_cache": InOut("B, G, E, 16", KV),
-        "v_cache": InOut("B, G, 16, E", KV),
+        "k_cache": InOut("B, G, E, 16", KV, gpu_dtypes=GPU_KV),
+        "v_cache": InOut("B, G, 16, E", KV, gpu_dtypes=GPU_KV),
         "k_scale": InOut("B, G, 16", F32, optional=True),
         "v_scale": InOut("B, G, 16", F32, optional=True),
     },

@@ -1,5 +1,7 @@
 // One warp for each head of a token: it rotates a query, or rotates and appends a key, or appends a value. At decode
 // this moves some 10 KB, so the launch is what it costs.
+#include <type_traits>
+
 #include "cuda/ptx.h"
 #include "kernels/common/number.cuh"
 #include "kernels/common/warp.cuh"
@@ -9,6 +11,17 @@ namespace simplear::SIMPLEAR_GPU {
 namespace {
 
 constexpr int kWarps = 4;
+
+// What a cache of one byte a number keeps of x / scale.
+template <class T>
+constexpr float kLargest = 127.0f;
+template <>
+constexpr float kLargest<Float8> = 448.0f;
+template <class T>
+__device__ T code_of(float x) {
+  if constexpr (std::is_same_v<T, Float8>) return to_float8(x);
+  else return static_cast<T>(rintf(x));
+}
 
 // Writes element(i), i < dim, to to[i * stride]: rounded, or as a code and one scale.
 template <class T, class Element>
@@ -23,10 +36,10 @@ __device__ void append(const Element& element, int dim, T* to, int64_t stride, f
       top = fmaxf(top, fabsf(x));
       flaws += x * 0.0f;  // NaN where x is not finite; a maximum may forget a NaN
     }
-    const float whole = warp_max(top) / 127.0f + warp_sum(flaws);
+    const float whole = warp_max(top) / kLargest<T> + warp_sum(flaws);
     const float divisor = whole > 0.0f ? whole : 1.0f;
     for (int i = lane; i < dim; i += 32)
-      to[i * stride] = static_cast<T>(rintf(fmaxf(fminf(element(i) / divisor, 127.0f), -127.0f)));
+      to[i * stride] = code_of<T>(fmaxf(fminf(element(i) / divisor, kLargest<T>), -kLargest<T>));
     if (lane == 0) *scale = whole;
   }
 }
@@ -69,6 +82,7 @@ void rope_append(const RopeAppendParams& p, Launcher& launcher) {
   const LaunchShape shape{dim3((rows + kWarps - 1) / kWarps, p.num_tokens), dim3(32, kWarps)};
   const auto run = [&](auto kernel) { launch(launcher, "rotate_and_append", kernel, shape, p); };
   if (p.k_cache.dtype == DType::kInt8) run(rotate_and_append<int8_t>);
+  else if (p.k_cache.dtype == DType::kFloat8E4M3) run(rotate_and_append<Float8>);
   else if (p.k_cache.dtype == DType::kBFloat16) run(rotate_and_append<uint16_t>);
   else run(rotate_and_append<float>);
 }

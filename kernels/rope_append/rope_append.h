@@ -5,9 +5,9 @@
 //
 // A cache block holds 16 tokens (kKvBlockSize). Keys lie transposed inside a block, [head_dim, 16], so that attention
 // computes 16 scores with no horizontal sum; values lie as [16, head_dim].
-// An int8 cache keeps one scale for each token and KV head beside the codes:
+// An int8 cache keeps one scale for each token and KV head beside the codes, and so does one in float8_e4m3, on a GPU:
 //
-//   scale = max |x| / 127, code = x / scale rounded to nearest even   x: a rotated key, or a value
+//   scale = max |x| / L, code = x / scale rounded to nearest even   x: a rotated key, or a value; L = 127 or 448
 //
 // A scale is NaN where something in x is not finite.
 // Writes the rotated queries densely; the rest of qkv is left alone. A row with slot_mapping -1 (padding) is appended
@@ -26,10 +26,10 @@ struct RopeAppendParams {
   const int32_t* positions;     // [N] 0-based position in the row's own sequence, < M
   const int32_t* slot_mapping;  // [N] block * 16 + offset, or -1
   float* q;                     // [N, H E] out
-  AnyPtr k_cache;               // [B, G, E, 16] in/out, float32, bfloat16 or int8
+  AnyPtr k_cache;               // [B, G, E, 16] in/out, float32, bfloat16, int8 or float8_e4m3
   AnyPtr v_cache;               // [B, G, 16, E] in/out, same dtype
-  float* k_scale;               // [B, G, 16] in/out where the cache is int8
-  float* v_scale;               // [B, G, 16] in/out where the cache is int8
+  float* k_scale;               // [B, G, 16] in/out where the cache has one byte a number
+  float* v_scale;               // [B, G, 16] in/out likewise
   int32_t num_tokens, num_heads, num_kv_heads, head_dim, num_blocks, num_positions;
 };
 

@@ -3,14 +3,19 @@
 import triton
 import triton.language as tl
 
+from simplear_engine.kernels.float8_triton import encode as encode_float8
 from simplear_engine.kernels.rope_append import BLOCK_SIZE
 from simplear_engine.kernels.triton_launch import Launch, fields, power_of_2
 
 
 @triton.jit
-def code_of(x, divisor):
-    """x / divisor, at most 127 in size, rounded to nearest even: so large a number has no digits behind the point."""
-    return ((tl.div_rn(x, divisor) + 12582912.0) - 12582912.0).to(tl.int8)
+def code_of(x, divisor, LARGEST: tl.constexpr):
+    """x / divisor, rounded to nearest even."""
+    quotient = tl.minimum(tl.maximum(tl.div_rn(x, divisor), -LARGEST), LARGEST)
+    if LARGEST == 448:
+        return encode_float8(quotient)
+    else:
+        return ((quotient + 12582912.0) - 12582912.0).to(tl.int8)  # so large a number has no digits behind the point
 
 
 @triton.jit
@@ -22,10 +27,11 @@ def append(cache, at_a, at_b, scale, at_scale, a, b, mask):
         largest = tl.maximum(tl.max(tl.abs(a), axis=0), tl.max(tl.abs(b), axis=0))
         finite = (tl.abs(a) < float("inf")) & (tl.abs(b) < float("inf"))
         is_finite = tl.sum(tl.where(finite, 0, 1), axis=0) == 0
-        step = tl.div_rn(largest, 127.0)
+        LARGEST: tl.constexpr = 448.0 if cache.dtype.element_ty == tl.uint8 else 127.0
+        step = tl.div_rn(largest, LARGEST)
         divisor = tl.where(is_finite & (step > 0), step, 1.0)
-        tl.store(cache + at_a, code_of(tl.where(is_finite, a, 0.0), divisor), mask=mask)
-        tl.store(cache + at_b, code_of(tl.where(is_finite, b, 0.0), divisor), mask=mask)
+        tl.store(cache + at_a, code_of(tl.where(is_finite, a, 0.0), divisor, LARGEST), mask=mask)
+        tl.store(cache + at_b, code_of(tl.where(is_finite, b, 0.0), divisor, LARGEST), mask=mask)
         tl.store(scale + at_scale, tl.where(is_finite, step, float("nan")))
 
 

@@ -5,22 +5,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from simplear_engine.device_backend import TILED, DeviceBackend
+from simplear_engine.device_backend import DeviceBackend
 from simplear_engine.kernels import float8
-from simplear_engine.kernels.op import FLOAT, Case, Op
+from simplear_engine.kernels.op import FLOAT, GPU_IMPLS, Case, Op
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.weight_tiles import pack_tiles
 from simplear_engine.testing.op_trial import Trial
 
 
 def cases_of(cases: Iterable[Case]) -> Iterator[Case]:
-    """What a GPU takes of an op's cases, and those with bfloat16 weights once more in float8."""
+    """What a GPU takes of an op's cases; those with bfloat16 weights or an int8 cache once more in float8."""
     for case in cases:
         weight = case.dtypes.get("weight")
         if weight in (None, *FLOAT):
             yield case
         if weight == "bfloat16":
             yield replace(case, dtypes={**case.dtypes, "weight": float8.NAME})
+        if case.dtypes.get("k_cache") == "int8":
+            yield replace(case, dtypes={**case.dtypes, "k_cache": float8.NAME, "v_cache": float8.NAME})
 
 
 class DeviceTrial(Trial):
@@ -33,7 +35,7 @@ class DeviceTrial(Trial):
         self._program = backend.new_program()
         for _ in range(copies):
             self._args = {name: self._uploaded(arg) for name, arg in self._on_host.items()}
-            backend.add(self._program, op.name, op.fields(self._args, case.scalars), impl)
+            backend.add(self._program, op.name, op.fields(self._args, case.scalars, impl), impl)
 
     def run(self) -> None:
         self._program.run()
@@ -53,7 +55,7 @@ class DeviceTrial(Trial):
             self._args = on_device
 
     def _given(self, name: str):
-        if name not in self.op.layouts or self.impl not in TILED:
+        if name not in self.op.layouts or self.impl not in GPU_IMPLS:
             return super()._given(name)
         array = self._arrays[name]
         parts = np.split(array, 2) if self.op.name == "gate_up_silu" else [array]

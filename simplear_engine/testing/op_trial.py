@@ -8,6 +8,7 @@ import numpy as np
 
 from simplear_engine import _C
 from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
+from simplear_engine.kernels import float8
 from simplear_engine.kernels.op import Case, Op, evaluate
 
 
@@ -63,6 +64,8 @@ class Trial:
             return self.op.layouts[name](array, dtype, self._pool)
         if dtype == "bfloat16":
             return _C.Tensor.from_numpy(encode_bfloat16(array), "bfloat16")
+        if dtype == float8.NAME:
+            return _C.Tensor.from_numpy(array.copy(), dtype)
         return _C.Tensor.from_numpy(array.copy())
 
     @staticmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from simplear_engine.kernels.op import Case, Op, all_ops, evaluate
 from simplear_engine.kernels.packed_weight import PackedWeight
+from simplear_engine.kernels.rope_append import CODES
 from simplear_engine.kernels.triton_launch import has_implementation
 from simplear_engine.triton_aot import CompiledKernel, Memory, cache_folder, device_launches
 
@@ -38,16 +39,13 @@ def fields_of(op: Op, case: Case) -> dict:
     """The struct's fields with memory that does not exist."""
     args = {}
     for name, spec in op.args.items():
-        if (
-            spec.optional
-            and name not in case.dtypes
-            and not (name.endswith("_scale") and "int8" in case.dtypes.values())
-        ):
+        has_scales = name.endswith("_scale") and case.dtypes.get("k_cache") in CODES
+        if spec.optional and name not in case.dtypes and not has_scales:
             continue
         dtype = case.dtypes.get(name, spec.dtypes[0])
         memory = Memory(tuple(evaluate(extent, case.axes) for extent in spec.extents), dtype, 1 << 20)
         args[name] = PackedWeight(memory, memory.shape) if name == "weight" and len(memory.shape) == 2 else memory
-    return op.fields(args, case.scalars)
+    return op.fields(args, case.scalars, "triton")
 
 
 def resources(kernel: CompiledKernel) -> dict:
