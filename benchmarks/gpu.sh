@@ -58,6 +58,9 @@ stage_sanitize() {
   done
 }
 stage_tables() { within 200 "$python" benchmarks/gpu_tables.py --out "$out" --seconds "${SECONDS_FOR_TABLES:-150}"; }
+stage_speculation() {
+  within 60 "$python" benchmarks/speculation.py --device cuda --sources left --windows 4,8,16 --images 60
+}
 stage_train() {
   if ! "$python" -c "import tokenizers, tqdm"; then
     echo "tokenizers or tqdm is not installed here: training was NOT run"
@@ -72,11 +75,11 @@ stage_train() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables train triton sanitize)
+[ ${#stages[@]} -gt 0 ] || stages=(build ops images edges tables speculation train triton sanitize)
 failed=()
 for stage in "${stages[@]}"; do
   if ! declare -F "stage_$stage" >/dev/null; then
-    echo "gpu.sh: expected build, ops, images, edges, tables, train, triton or sanitize, got $stage" >&2
+    echo "gpu.sh: expected build, ops, images, edges, tables, speculation, train, triton or sanitize, got $stage" >&2
     exit 2
   fi
   echo "== $stage, after $((SECONDS - started)) s"

@@ -230,8 +230,9 @@ def kv_bytes(model: ModelConfig, count: int, pixels: int) -> int:
 
 def draw(engine, count: int, side: int) -> None:
     engine.generate_from_ids(
-        PROMPT, NEGATIVE, num_images=count, height=16 * side, width=16 * side, guidance_scale=6.0, seed=0
-    )
+        PROMPT, NEGATIVE, num_images=count, height=16 * side, width=16 * side, guidance_scale=6.0, seed=0,
+        speculation=None,
+    )  # fmt: skip
 
 
 def cpu_seconds() -> float:

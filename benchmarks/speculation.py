@@ -110,6 +110,7 @@ def show(name: str, rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--windows", default="2,4,8,16,64")
     parser.add_argument("--sources", default="context", help=f"some of {', '.join(DRAFT_SOURCES)}")
@@ -121,7 +122,9 @@ def main() -> None:
     arguments = parser.parse_args()
     windows = [int(window) for window in arguments.windows.split(",") if window]
     results = {}
-    with Engine.from_pretrained(arguments.model, dtype=arguments.dtype, threads=arguments.threads) as engine:
+    with Engine.from_pretrained(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, threads=arguments.threads
+    ) as engine:
         for setting in arguments.settings.split(","):
             name, options = list(SETTINGS.items())[int(setting)]
             options = {key: engine.model.num_codes if value == "all" else value for key, value in options.items()}

@@ -109,6 +109,8 @@ def test_image_is_the_same_alone_in_a_crowd_and_speculated(dtype, kv_dtype):
         for window in (2, 8, 64):
             image = draw(engine, seed=4, prompt_length=85, side=10, speculation="jacobi", draft_window=window)
             assert_same(image, alone[4])
+        for _ in range(3):
+            assert_same(draw(engine, seed=4, prompt_length=85, side=10, speculation="auto"), alone[4])
 
 
 def test_scores_are_those_of_the_cpu():

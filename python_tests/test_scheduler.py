@@ -25,15 +25,17 @@ def drawn_code(seed, index, history):
 class FakeEngine:
     """Scheduler, plan and a cache of histories; `step()` is one turn of the engine loop."""
 
-    def __init__(self, num_blocks=64, max_tokens=8, max_pairs=3, max_queue=8, max_logit_rows=8, max_draws=8):
+    def __init__(self, num_blocks=64, max_tokens=8, max_pairs=3, max_queue=8, max_logit_rows=8, max_draws=8,
+                 plans_ahead=False):  # fmt: skip
         self.plan = _C.StepPlan(
             max_tokens=max_tokens, max_pairs=max_pairs, max_logit_rows=max_logit_rows, max_draws=max_draws,
             max_blocks_per_seq=num_blocks,
         )  # fmt: skip
         self.scheduler = _C.Scheduler(
             plan=self.plan, num_blocks=num_blocks, block_size=BLOCK, max_queue=max_queue, max_positions=1000,
-            num_codes=CODES, visual_offset=OFFSET,
+            num_codes=CODES, visual_offset=OFFSET, plans_ahead=plans_ahead,
         )  # fmt: skip
+        self.plans_ahead, self.ahead = plans_ahead, 0  # steps that follow from the last plan without another
         self.cache = {}
         self.logits = _C.Tensor.zeros([max_logit_rows, CODES], "float32")
         self.poisoned = set()  # (seed, index) whose logits are not finite
@@ -41,8 +43,13 @@ class FakeEngine:
 
     def step(self, seconds=None):
         """seconds: by number of rows, what the step is said to have taken."""
-        if not self.scheduler.next(self.plan):
+        if self.ahead > 0:
+            self.scheduler.again(self.plan)
+        elif not self.scheduler.next(self.plan):
             return False
+        else:
+            self.ahead = self.scheduler.steps_ahead(self.plan) if self.plans_ahead else 1
+        self.ahead -= 1
         a = {name: getattr(self.plan, name).numpy() for name in
              ("token_ids", "token_slot", "positions", "slot_mapping", "query_start_loc", "context_lens", "block_table",
               "logit_rows", "seed", "position", "cond_row", "uncond_row", "draw_slot", "token", "last_code",
@@ -374,27 +381,30 @@ def test_draft_above_repeats_the_row_above():
     assert window[-1] == window[-4] and len(drafts) == min(3, 9 - known - 1)
 
 
-def adaptive(seed, num_tokens=60):
-    r = request([1], [2], num_tokens, seed, draft_window=16, draft_source="context")
+def adaptive(seed, num_tokens=60, draft_source="context"):
+    r = request([1], [2], num_tokens, seed, draft_window=16, draft_source=draft_source)
     r.adapts_window = True
     return r
 
 
+@pytest.mark.parametrize("plans_ahead", [False, True])
 @pytest.mark.parametrize("num_images", [1, 3])
-def test_windows_open_where_rows_cost_nothing_and_close_where_they_do(num_images):
+def test_windows_open_where_rows_cost_nothing_and_close_where_they_do(num_images, plans_ahead):
     mean_window = {}
     for name, cost in {"free": lambda rows: 1.0, "dear": lambda rows: float(rows)}.items():
-        engine = FakeEngine(max_tokens=100, num_blocks=200, max_logit_rows=100, max_draws=50)
+        engine = FakeEngine(
+            max_tokens=100, num_blocks=200, max_logit_rows=100, max_draws=50, plans_ahead=plans_ahead
+        )  # fmt: skip
         for round_ in range(3):
-            images = [adaptive(seed) for seed in range(num_images)]
+            images = [adaptive(seed, draft_source="left" if plans_ahead else "context") for seed in range(num_images)]
             for r in images:
                 engine.scheduler.enqueue(r)
             while engine.step(cost):
                 pass
             for r in images:
                 assert list(r.codes) == expected_codes(r)
-        mean_window[name] = np.mean([len(r.codes) / len(r.accepted_lens) for r in images])
         verified = sum(r.draft_counts[0].sum() for r in images)
+        mean_window[name] = 1 + verified / sum(len(r.accepted_lens) for r in images)
         if name == "dear":
             # Where a row costs as much as a step, only drafts that are sure to be right are worth theirs.
             assert verified <= 1.05 * sum(r.draft_counts[1].sum() for r in images) + 5

@@ -39,9 +39,7 @@ def test_adapters_reach_rollouts_the_saved_model_and_peft(tmp_path, tiny_checkpo
 
 
 def test_dropout_of_adapters_disturbs_neither_old_log_probs_nor_pictures(tmp_path, tiny_checkpoint):
-    config = replace(
-        config_for(tmp_path, tiny_checkpoint), lora=LoraConfig(rank=3, alpha=40.0, dropout=0.5), updates=2
-    )
+    config = replace(config_for(tmp_path, tiny_checkpoint), lora=LoraConfig(rank=3, alpha=40.0, dropout=0.5), updates=2)
     grpo(config, tmp_path / "run", "cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     # Both are of the whole model; what is dropped changes the updates alone.

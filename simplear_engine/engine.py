@@ -250,13 +250,13 @@ class Engine:
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
         switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
-        verifies as many as pay, at most draft_window (1..64) less one, and on a GPU none; "jacobi" always that many (default
+        verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default
         8); None: no guesses. Three modes are inexact, to be compared with: the picture depends on guesses and may depend on
         the engine's load; its metadata says so. "ratio" keeps a guess by its probability over that under which it was guessed, "simplear" is
         SimpleAR's own rule (both: csrc/core/ratio_test.h; guesses "left" or "above"), "neighbours" also keeps a guess one
         lattice step of the tokenizer beside the code drawn in its place.
-        draft_source says where guesses come from: "context" (what followed such neighbours before), "left", "above", "marginal" or
-        "previous" (the code at this position in earlier images, those of the same prompt).
+        draft_source says where guesses come from: "context" (what followed such neighbours before; the default on a CPU), "left" (the
+        default on a GPU), "above", "marginal" or "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
         NumericalError.
@@ -445,11 +445,10 @@ class Engine:
         request.top_k = self.model.num_codes if sampling.top_k is None else sampling.top_k
         request.top_p = sampling.top_p
         request.seed = seed
-        # A device runs ahead of the host, which is what chooses windows and keeps the table of drafts: there "auto" draws one
-        # code a step, and guesses are those that the device can make by itself.
+        # A device runs ahead of the host, which keeps the table of drafts: guesses are those that it can make by itself.
         is_cpu = self.device == "cpu"
-        request.adapts_window = sampling.adapts_window and is_cpu
-        request.draft_window = 1 if sampling.adapts_window and not is_cpu else sampling.draft_window
+        request.adapts_window = sampling.adapts_window
+        request.draft_window = sampling.draft_window
         request.draft_source = sampling.draft_source or ("context" if is_cpu and not sampling.inexact else "left")
         request.grid_width = sampling.grid[1]
         if sampling.inexact:

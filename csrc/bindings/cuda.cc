@@ -144,10 +144,10 @@ void bind_cuda(py::module_& m) {
       .def(
           "record_decoding",
           [](GraphRunner& runner, const StepPlan& plan) {
-            for (const StepCounts& bucket : decode_buckets(plan.limits.max_pairs, plan.limits)) runner.record(bucket);
+            for (const StepCounts& bucket : decode_buckets(plan.limits)) runner.record(bucket);
           },
           py::arg("plan"), py::call_guard<py::gil_scoped_release>(),
-          "Records the graphs of all steps that draw one code of each image.")
+          "Records the graphs of all steps that draw for guided images, one code or several of each.")
       .def_property_readonly("stream", [](const GraphRunner& runner) { return runner.native_stream(); })
       .def_property_readonly("num_graphs", &GraphRunner::num_graphs)
       .def_property_readonly("num_uploads", &GraphRunner::num_uploads);

@@ -136,12 +136,13 @@ void bind_engine(py::module_& m) {
 
   py::class_<Scheduler>(m, "Scheduler", "The scheduler by itself: what the engine thread asks before and after a step.")
       .def(py::init([](const StepPlan& plan, int32_t num_blocks, int32_t block_size, int32_t max_queue,
-                       int32_t max_positions, int32_t num_codes, int32_t visual_offset) {
-             return std::make_unique<Scheduler>(SchedulerLimits{max_queue, max_positions, num_codes, visual_offset},
-                                                plan.limits, num_blocks, block_size);
+                       int32_t max_positions, int32_t num_codes, int32_t visual_offset, bool plans_ahead) {
+             return std::make_unique<Scheduler>(
+                 SchedulerLimits{max_queue, max_positions, num_codes, visual_offset, plans_ahead}, plan.limits,
+                 num_blocks, block_size);
            }),
            py::kw_only(), py::arg("plan"), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_queue"),
-           py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
+           py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"), py::arg("plans_ahead") = false)
       .def("enqueue", &Scheduler::enqueue, py::arg("request"))
       .def("next", &Scheduler::next, py::arg("plan"), "Fills the plan; False when there is nothing to do.")
       .def("steps_ahead", &Scheduler::steps_ahead, py::arg("plan"),

@@ -5,12 +5,24 @@
 #include <string>
 
 namespace simplear {
+namespace {
+
+SchedulerLimits for_runner(SchedulerLimits limits, const StepRunner& runner) {
+  limits.plans_ahead = runner.max_steps() > 1;
+  return limits;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
 
 Engine::Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
                std::shared_ptr<StepRunner> runner)
     : plan_(std::move(plan)),
       runner_(std::move(runner)),
-      scheduler_(limits, plan_->limits, num_blocks, block_size),
+      scheduler_(for_runner(limits, *runner_), plan_->limits, num_blocks, block_size),
       thread_([this] { loop(); }) {}
 
 Engine::~Engine() { stop(); }
@@ -121,7 +133,7 @@ void Engine::loop() {
       scheduler_.fail_step(std::string("a forward step failed: ") + e.what());
     }
     stepping_ = false;
-    totals_.busy_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    totals_.busy_seconds += seconds_since(start);
     if (num_pauses_ > 0) idle_.notify_all();
   }
 }
@@ -131,9 +143,7 @@ void Engine::run_batch(std::unique_lock<std::mutex>& lock) {
   int32_t to_begin = scheduler_.steps_ahead(*plan_), to_collect = 0, num_groups = 0;
   if (runner_->max_steps() == 1) to_begin = 1;
   bool goes_on = false;
-  const auto start = std::chrono::steady_clock::now();
-  // What one step takes shows only where it is alone.
-  const bool is_single = to_begin == 1;
+  auto start = std::chrono::steady_clock::now();  // of the group that is collected next
   while (true) {
     // One group of steps computes while the one before it is taken over here.
     for (; to_begin > 0 && num_groups < runner_->max_groups(); ++num_groups, goes_on = true) {
@@ -149,8 +159,8 @@ void Engine::run_batch(std::unique_lock<std::mutex>& lock) {
     const DrawnSteps drawn = runner_->collect();
     lock.lock();
     --num_groups;
-    if (is_single)
-      scheduler_.observe(*plan_, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    scheduler_.observe(*plan_, seconds_since(start) / drawn.num_steps);
+    start = std::chrono::steady_clock::now();
     if (scheduler_.wants_change() || stopping_ || num_pauses_ > 0) to_begin = 0;
     for (int32_t step = 0; step < drawn.num_steps; ++step) {
       const bool batch_is_same = commit(drawn, step);

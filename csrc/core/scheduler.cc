@@ -1,8 +1,10 @@
 #include "core/scheduler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "core/window_choice.h"
 
@@ -11,11 +13,17 @@ namespace {
 
 // A draft with a smaller chance to be kept is not worth preparing where the window adapts.
 constexpr double kLeastChance = 0.02;
+// After how many steps windows are chosen anew where steps are planned ahead: soon after they changed, later while they
+// stay. A plan costs a fraction of a step, and the device waits for it.
+constexpr int32_t kFewestSteps = 8, kMostSteps = 64;
 
 template <class T>
 void append(const Tensor& tensor, int32_t index, T value) {
   tensor.as<T>()[index] = value;
 }
+
+// Of Acceptance; far places share the last one.
+uint8_t place_of(int32_t draft) { return static_cast<uint8_t>(std::min(draft, Acceptance::kNumKinds - 1)); }
 
 uint64_t hash_of(const std::vector<int32_t>& ids) {
   uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
@@ -272,6 +280,42 @@ void Scheduler::schedule(Running& running, StepPlan& plan, const Reserve& reserv
   append_window(running, std::max(num_drafts, 0), plan);
 }
 
+// Windows that stay as they are until the next plan. Their drafts are made by the device as it goes, so the chances of
+// those that stood at each place before have to do. Powers of two, because every size of a step is a graph of its own.
+void Scheduler::choose_steady_windows() {
+  std::vector<DraftOffer> offers;
+  std::vector<Running*> offering;
+  int32_t base_rows = 0;
+  double base_tokens = 0;
+  for (Running& running : running_) {
+    const Request& request = *running.request;
+    if (request.codes.empty()) continue;
+    const auto rows = static_cast<int32_t>(running.rows.size());
+    base_rows += rows;
+    base_tokens += 1;
+    const int32_t left = request.num_image_tokens - static_cast<int32_t>(request.codes.size());
+    const int32_t num_drafts = std::min(request.draft_window, left) - 1;
+    std::vector<double> kept;
+    for (int32_t i = 0; i < num_drafts; ++i) kept.push_back((i > 0 ? kept.back() : 1.0) * by_place_.of(place_of(i)));
+    if (request.adapts_window) {
+      offering.push_back(&running);
+      offers.push_back({std::move(kept), rows});
+    } else {
+      base_rows += rows * num_drafts;
+      base_tokens = std::accumulate(kept.begin(), kept.end(), base_tokens);
+    }
+  }
+  if (offers.empty()) return;
+  choose_windows(step_cost_, base_rows, base_tokens, offers);
+  bool is_as_before = true;
+  for (size_t i = 0; i < offers.size(); ++i) {
+    const auto window = static_cast<int32_t>(std::bit_floor(static_cast<uint32_t>(offers[i].num_chosen + 1)));
+    is_as_before &= window == offering[i]->steady_window;
+    offering[i]->steady_window = window;
+  }
+  steps_between_choices_ = is_as_before ? std::min(2 * steps_between_choices_, kMostSteps) : kFewestSteps;
+}
+
 // What every picture that is being drawn would verify if the step has room for it.
 void Scheduler::prepare_drafts() {
   std::vector<DraftOffer> offers;
@@ -287,9 +331,11 @@ void Scheduler::prepare_drafts() {
     base_tokens += 1;
     const int32_t left = request.num_image_tokens - 1 - static_cast<int32_t>(request.codes.size());
     DraftOffer offer{{}, rows};
-    make_drafts(running.draft, std::min(request.draft_window - 1, left), request.adapts_window ? kLeastChance : 0.0,
-                context_table_, acceptance_, offer.kept);
-    if (request.adapts_window) {
+    const bool adapts_now = request.adapts_window && !limits_.plans_ahead;
+    const int32_t window = request.adapts_window && limits_.plans_ahead ? running.steady_window : request.draft_window;
+    make_drafts(running.draft, std::min(window - 1, left), adapts_now ? kLeastChance : 0.0, context_table_, acceptance_,
+                offer.kept);
+    if (adapts_now) {
       offering.push_back(&running);
       offers.push_back(std::move(offer));
     } else {
@@ -311,6 +357,7 @@ void Scheduler::observe(const StepPlan& plan, double seconds) {
 bool Scheduler::next(StepPlan& plan) {
   drop_cancelled();
   admit();
+  if (limits_.plans_ahead) choose_steady_windows();
   fill(plan);
   return plan.num_tokens > 0;
 }
@@ -320,8 +367,12 @@ int32_t Scheduler::steps_ahead(const StepPlan& plan) const {
   for (const Running& running : running_) {
     const Request& request = *running.request;
     if (running.num_draws == 0 || request.codes.empty()) return 1;
-    // Drafts that only the host can make.
-    if (request.draft_window > 1 && (request.adapts_window || keeps_table(request.draft_source))) return 1;
+    // Drafts that only the host can make, and windows that it chooses for every step.
+    if (request.draft_window > 1 && keeps_table(request.draft_source)) return 1;
+    if (request.adapts_window) {
+      if (!limits_.plans_ahead) return 1;
+      steps = std::min(steps, steps_between_choices_);
+    }
     num_tokens += running.num_draws * static_cast<int32_t>(running.rows.size());
     // A step yields as many tokens as it draws at most, and no window may reach beyond the end.
     const int32_t left = request.num_image_tokens - static_cast<int32_t>(request.codes.size());
@@ -428,6 +479,8 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
     request.log_probs.push_back(codes[i] == drawn[i] ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
   }
   take_codes(running, codes, running.num_draws - 1, accepted - 1, plan);
+  for (int32_t i = 0; i < std::min(accepted, running.num_draws - 1); ++i)
+    by_place_.observe(place_of(i), i < accepted - 1);
   take_redraws(running.draft, accepted, drawn, log_probs, acceptance_);
   if (learns_drafts_ && request.draft_window > 1) learn_codes(running.draft, accepted, context_table_);
   return true;

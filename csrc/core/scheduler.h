@@ -28,6 +28,7 @@ struct SchedulerLimits {
   int32_t max_positions = 0;  // longest sequence that the model knows
   int32_t num_codes = 0;      // visual vocabulary
   int32_t visual_offset = 0;  // text id of code 0
+  bool plans_ahead = false;   // steps are begun before the ones before them are committed, as steps_ahead() allows
 };
 
 class Scheduler {
@@ -92,6 +93,7 @@ class Scheduler {
     int32_t slot = 0;
     DraftState draft;
     int32_t num_drafts_wanted = 0;
+    int32_t steady_window = 1;  // of a request that adapts its window, where steps are planned ahead
     // Of the step under way: draws, or rows of logits that are wanted whole, for scores or for a rule that draws here.
     int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
@@ -114,6 +116,7 @@ class Scheduler {
   void drop_cancelled();
   void fill(StepPlan& plan);
   void skip_filled(Sequence& row) const;
+  void choose_steady_windows();
   void prepare_drafts();
   void schedule(Running& running, StepPlan& plan, const Reserve& reserved);
   void schedule_scores(Running& running, StepPlan& plan);
@@ -137,7 +140,9 @@ class Scheduler {
   ContextTable context_table_;
   bool learns_drafts_ = true;
   Acceptance acceptance_;
+  Acceptance by_place_;  // of drafts by their place in a window
   StepCost step_cost_;
+  int32_t steps_between_choices_ = 1;  // of windows, where steps are planned ahead
   DraftCounts draft_counts_;
 };
 

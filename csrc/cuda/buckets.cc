@@ -52,10 +52,12 @@ std::vector<StepCounts> all_buckets(const StepLimits& limits) {
 
 bool is_recorded(const StepCounts& bucket) { return bucket.num_draws > 0 && bucket.num_tokens <= kMaxGraphRows; }
 
-std::vector<StepCounts> decode_buckets(int32_t num_pairs, const StepLimits& limits) {
+std::vector<StepCounts> decode_buckets(const StepLimits& limits) {
   std::vector<StepCounts> sizes;
-  for (int32_t pairs = 1; pairs <= num_pairs; ++pairs) {
-    const StepCounts size = bucket_for({2 * pairs, 2 * pairs, 2 * pairs, pairs, pairs}, limits);
+  const int32_t most = std::min({limits.max_draws, limits.max_tokens / 2, limits.max_logit_rows / 2});
+  for (int32_t draws = 1; draws <= most; ++draws) {
+    const int32_t pairs = std::min(draws, limits.max_pairs);
+    const StepCounts size = bucket_for({2 * draws, 2 * pairs, 2 * draws, draws, pairs}, limits);
     if (is_recorded(size) && (sizes.empty() || !(size == sizes.back()))) sizes.push_back(size);
   }
   return sizes;

@@ -22,8 +22,8 @@ std::vector<StepCounts> all_buckets(const StepLimits& limits);
 // than their launches.
 bool is_recorded(const StepCounts& bucket);
 
-// The sizes of steps that draw one code for each of up to `num_pairs` guided images.
-std::vector<StepCounts> decode_buckets(int32_t num_pairs, const StepLimits& limits);
+// The sizes of steps that draw for guided images, one code or several of each, and are recorded.
+std::vector<StepCounts> decode_buckets(const StepLimits& limits);
 
 // Fills plan entries from its counts up to `bucket`. num_codes: of the model.
 void pad(StepPlan& plan, const StepCounts& bucket, int32_t num_codes);
