@@ -83,7 +83,7 @@ def commands(name: str) -> list[Command]:
             language_stage(name, "sft-wide", "sft"),
             ("average", ["--models", "sft-wide/model-9000", "sft-wide/model", "--out", "average/model"]),
             prompts(name, "reinforcement", 192),
-            reward(name, 1200, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
+            reward(name, 2000, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
             language_stage(name, "grpo", "average"),
         ]  # fmt: skip
     # A picture tokenizer of sixty steps knows no colours: what follows it has the embedded one to learn from.

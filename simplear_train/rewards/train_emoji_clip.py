@@ -236,7 +236,7 @@ def main() -> None:
         "--image-tokenizer", type=Path, help="picture tokenizer to look through; without it, clean scenes"
     )
     parser.add_argument("--world", choices=list(WORLDS), default="default", help="whose concepts it tells apart")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, if it has one")
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE)
