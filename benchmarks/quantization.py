@@ -260,7 +260,7 @@ def activations_alone(engine: Engine, prompts: list[str], images: list, num_prom
             log_p = []
             for group in (None, GROUP, 0):
                 hidden = rounded(model.hidden(all_ids)[0, len(ids) - 1 :])
-                log_p.append(log_softmax(model.logits(hidden, slice(offset, None)).numpy()))
+                log_p.append(log_softmax((hidden @ model.head_table[offset:].T).numpy()))
             for values, other in zip(kl.values(), log_p[1:], strict=True):
                 values.append((np.exp(log_p[0]) * (log_p[0] - other)).sum(axis=1))
     return {
