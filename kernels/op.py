@@ -156,8 +156,9 @@ class Op:
             spec = self.args[name]
             if arg.dtype not in spec.dtypes and not (impl in GPU_IMPLS and arg.dtype in spec.gpu_dtypes):
                 expected = " or ".join(spec.dtypes)
-                error = UnsupportedError if arg.dtype in spec.gpu_dtypes else InvalidRequestError
-                raise error(f"{self.name}.{name}: expected {expected} by {impl}, got {arg.dtype}")
+                if arg.dtype in spec.gpu_dtypes:
+                    raise UnsupportedError(f"{self.name}.{name}: expected {expected} by {impl}, got {arg.dtype}")
+                raise InvalidRequestError(f"{self.name}.{name}: expected {expected}, got {arg.dtype}")
             for dimension, count in getattr(arg, "counts", {}).items():
                 counts[spec.extents[dimension]] = count
         fields: dict[str, Any] = {}
