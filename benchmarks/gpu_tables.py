@@ -54,6 +54,7 @@ def main() -> int:
     found["read_gb_s"], found["copy_gb_s"] = bandwidths()
     print(f"{found['device']['name']}: read {found['read_gb_s']} GB/s, copy {found['copy_gb_s']} GB/s", flush=True)
     found["ops"] = ops(backend, found, time.monotonic() + options.seconds / 4)
+    found["attention"] = attention_peers(found, time.monotonic() + options.seconds / 10)
     found["images"] = images(options.device, found, until)
     found["peers"] = peers(options.device, found, until)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,9 @@ def main() -> int:
     (options.out / "gpu.md").write_text(markdown(found))
     plot(found, options.out / "gpu.png")
     print(markdown(found))
-    return 1 if any("error" in row for row in found["ops"] + found["images"] + found["peers"]) else 0
+    return (
+        1 if any("error" in row for row in found["ops"] + found["attention"] + found["images"] + found["peers"]) else 0
+    )
 
 
 def bandwidths() -> tuple[float | None, float | None]:
@@ -106,6 +109,32 @@ def ops(backend, found: dict, until: float) -> list[dict]:
                 row["us"] = 1e6 * min(trial.seconds(4) for _ in range(5))
                 row["gb_s"] = bytes_moved / row["us"] / 1e3
             except Exception as error:  # one op that fails must not cost the others their times
+                row["error"] = one_line(error)
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def attention_peers(found: dict, until: float) -> list[dict]:
+    """Attention kernels of others on the op's bench cases."""
+    try:
+        from attention_peers import cases, installed, microseconds, problem
+    except ImportError as error:
+        found["left_out"].append(f"attention of others: {error}")
+        return []
+    rows = []
+    for name, prepare in installed():
+        if prepare is None:
+            found["left_out"].append(f"attention of {name}: not installed")
+            continue
+        for case in cases():
+            if time.monotonic() > until:
+                found["left_out"].append(f"attention of {name}, {case.id}: no time")
+                continue
+            row = {"peer": name, "case": case.id}
+            try:
+                row["us"] = microseconds(prepare, problem(case, "cuda"), CACHE_BYTES)
+            except Exception as error:
                 row["error"] = one_line(error)
             rows.append(row)
             print(row, flush=True)
@@ -256,6 +285,12 @@ def markdown(found: dict) -> str:
             continue
         share = f"{row['gb_s'] / read:.0%}" if read else ""
         lines.append(f"| {row['op']} | {row['case']} | {row['us']:.1f} | {row['gb_s']:.0f} | {share} |")
+    ours = {row["case"]: row["us"] for row in found["ops"] if row["op"] == "paged_attention" and "us" in row}
+    lines += ["", "| attention of | case | us | times ours |", "|---|---|---|---|"] if found["attention"] else []
+    for row in found["attention"]:
+        told = row["error"] if "error" in row else f"{row['us']:.1f}"
+        ratio = f"{row['us'] / ours[row['case']]:.2f}" if "us" in row and row["case"] in ours else ""
+        lines.append(f"| {row['peer']} | {row['case']} | {told} | {ratio} |")
     lines += [
         "",
         "Floor: the time that a read of a step's weights, keys and values takes; exposed: what a step takes beyond it, for each "
