@@ -247,6 +247,20 @@ def test_command_writes_scores_that_repeat(tmp_path, monkeypatch, capsys):
     assert results[0]["sha256"]["detector"] and WEIGHTS.name.endswith(".safetensors")
 
 
+def test_more_pictures_of_a_prompt_all_count(tmp_path, monkeypatch):
+    few = [next(r for r in evaluation_records() if r["tag"] == task) for task in TASKS]
+    monkeypatch.setattr(command, "evaluation_records", lambda *asked: few)
+    monkeypatch.setattr("sys.argv", ["emojieval", "--model", "default", "--out", str(tmp_path), "--pictures", "6"])
+    command.main()
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len({line["seed"] for line in lines}) == len(lines) == 6 * len(few)
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["pictures_per_prompt"] == 6
+    for task in TASKS:
+        verdicts = [line["correct"] for line in lines if line["tag"] == task]
+        assert result["tasks"][task]["score"] == pytest.approx(np.mean(verdicts), abs=1e-4)
+
+
 class Squares(dict):
     """Stands in for the art: every icon is a square of a colour of its own."""
 

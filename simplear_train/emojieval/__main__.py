@@ -1,10 +1,10 @@
-"""Draw every EmojiEval prompt four times with the engine, judge the pictures, write scores and contact sheets.
+"""Draw every EmojiEval prompt some times with the engine, judge the pictures, write scores and contact sheets.
 
     python -m simplear_train.emojieval --model default --out runs/emojieval
     python -m simplear_train.emojieval --model runs/sft --out runs/sft/emojieval --guidance-scale 1.2 --top-k 3
 
 Writes to OUT: scores.json (tasks, overall, intervals, and all that is needed to repeat them), results.jsonl (a line
-for each picture, GenEval's keys), TASK.png and overview.png (evenly spaced prompts, four pictures each, nothing
+for each picture, GenEval's keys), TASK.png and overview.png (evenly spaced prompts, nothing
 selected; green passed, red did not). With --keep-pictures also the pictures, in the folders that GenEval's own scorer
 reads. The scores belong to emoji scenes and to this detector: they compare models with each other here and say
 nothing beside published GenEval numbers.
@@ -28,22 +28,22 @@ from .records import TASKS, evaluation_records
 from .rules import judge
 from .score import scores
 
-PICTURES_PER_PROMPT = 4
+PICTURES_PER_PROMPT = 4  # as in GenEval; more make a comparison of models finer
 PROMPTS_PER_SHEET = 8
 CALLS_AT_ONCE = 4  # prompts that the engine has in flight, so that its batches are full
 
 
-def seed_of(base: int, prompt_index: int) -> int:
+def seed_of(base: int, prompt_index: int, num_pictures: int) -> int:
     """Of a prompt's first picture; the others follow it, and no two pictures of a run share a seed."""
-    return base + prompt_index * PICTURES_PER_PROMPT
+    return base + prompt_index * num_pictures
 
 
-def draw(engine, records: list[dict], seed: int, **sampling) -> np.ndarray:
+def draw(engine, records: list[dict], seed: int, num_pictures: int, **sampling) -> np.ndarray:
     """uint8 [prompts, pictures, H, W, 3]"""
 
     def pictures(index: int) -> np.ndarray:
-        prompt, first = records[index]["prompt"], seed_of(seed, index)
-        drawn = engine.generate(prompt, num_images=PICTURES_PER_PROMPT, seed=first, **sampling)
+        prompt, first = records[index]["prompt"], seed_of(seed, index, num_pictures)
+        drawn = engine.generate(prompt, num_images=num_pictures, seed=first, **sampling)
         return np.stack([np.asarray(image.pil) for image in drawn])
 
     with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
@@ -66,12 +66,12 @@ def evenly(records: list[dict], task: str, number: int) -> list[int]:
 
 
 def write_sheet(path: Path, chosen: list[int], records: list[dict], images: np.ndarray, correct: np.ndarray) -> None:
-    pictures = [image for i in chosen for image in images[i]]
-    captions = [records[i]["prompt"].removeprefix("a photo of ") for i in chosen for _ in range(PICTURES_PER_PROMPT)]
-    outlines = ["#2a9d3a" if passed else "#d62828" for i in chosen for passed in correct[i]]
-    sheet(pictures, tuple(captions), columns=2 * PICTURES_PER_PROMPT, outlines=tuple(outlines)).save(
-        path, optimize=True
-    )
+    """The first pictures of each chosen prompt, as many as there are by default."""
+    number = min(images.shape[1], PICTURES_PER_PROMPT)
+    pictures = [image for i in chosen for image in images[i, :number]]
+    captions = [records[i]["prompt"].removeprefix("a photo of ") for i in chosen for _ in range(number)]
+    outlines = ["#2a9d3a" if passed else "#d62828" for i in chosen for passed in correct[i, :number]]
+    sheet(pictures, tuple(captions), columns=2 * number, outlines=tuple(outlines)).save(path, optimize=True)
 
 
 def write_pictures(out: Path, records: list[dict], images: np.ndarray) -> None:
@@ -87,7 +87,7 @@ def write_pictures(out: Path, records: list[dict], images: np.ndarray) -> None:
 
 def evaluate(
     model: str, out: Path, seed: int = 0, keep_pictures: bool = False, dtype: str = "auto", held_out: bool = True,
-    world: str = "default", **sampling,
+    world: str = "default", num_pictures: int = PICTURES_PER_PROMPT, **sampling,
 ) -> dict:  # fmt: skip
     """The contents of scores.json. `sampling` goes to Engine.generate; None stands for the model's own default."""
     from simplear_engine import Engine
@@ -98,19 +98,19 @@ def evaluate(
     records, detector = evaluation_records(held_out, WORLDS[world].concepts), load_detector()
     out.mkdir(parents=True, exist_ok=True)
     with Engine.from_pretrained(model, dtype=dtype) as engine:
-        images = draw(engine, records, seed, height=SIDE, width=SIDE, **sampling)
+        images = draw(engine, records, seed, num_pictures, height=SIDE, width=SIDE, **sampling)
         defaults = {name: getattr(engine.defaults, name) for name in ("guidance_scale", "top_k")}
     found = detector.detect(images.reshape(-1, *images.shape[2:]))
-    verdicts = [judge(records[i // PICTURES_PER_PROMPT], objects) for i, objects in enumerate(found)]
-    correct = np.array([passed for passed, _ in verdicts]).reshape(len(records), PICTURES_PER_PROMPT)
+    verdicts = [judge(records[i // num_pictures], objects) for i, objects in enumerate(found)]
+    correct = np.array([passed for passed, _ in verdicts]).reshape(len(records), num_pictures)
 
     with (out / "results.jsonl").open("w") as file:
         for i, (passed, reason) in enumerate(verdicts):
-            index, number = divmod(i, PICTURES_PER_PROMPT)
+            index, number = divmod(i, num_pictures)
             record = records[index]
             line = {
                 "filename": f"{index:05d}/samples/{number:04d}.png", "tag": record["tag"], "prompt": record["prompt"],
-                "correct": passed, "reason": reason, "seed": seed_of(seed, index) + number, "metadata": record,
+                "correct": passed, "reason": reason, "seed": seed_of(seed, index, num_pictures) + number, "metadata": record,
                 "details": [vars(d) for d in found[i]],
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
@@ -127,7 +127,7 @@ def evaluate(
         "held_out": held_out,
         "world": world,
         "seed": seed,
-        "pictures_per_prompt": PICTURES_PER_PROMPT,
+        "pictures_per_prompt": num_pictures,
         "sampling": {**defaults, "temperature": 1.0, **{k: v for k, v in sampling.items() if v is not None}},
         "engine_version": version("simplear-engine"),
         "sha256": {
@@ -151,7 +151,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, results.jsonl and sheets")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count on from it")
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's own")
-    parser.add_argument("--top-k", type=int, help="instead of the model's own")
+    parser.add_argument(
+        "--top-k", type=int, help="instead of the model's own; as many as the model has codes leaves none out"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=PICTURES_PER_PROMPT, help="of each prompt (default: %(default)s)"
+    )
     parser.add_argument(
         "--speculation", default="auto", choices=[name for name in SPECULATIONS if name],
         help="of Engine.generate; the inexact modes draw other pictures (default: auto)",
@@ -165,7 +170,7 @@ def main() -> None:
     parser.add_argument("--keep-pictures", action="store_true", help="also write 00000/samples/0000.png and so on")
     args = parser.parse_args()
     result = evaluate(
-        args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen, args.world,
+        args.model, args.out, args.seed, args.keep_pictures, args.dtype, not args.seen, args.world, args.pictures,
         guidance_scale=args.guidance_scale, top_k=args.top_k, speculation=args.speculation,
         draft_window=args.draft_window,
     )  # fmt: skip
