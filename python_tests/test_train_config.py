@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 
 from simplear_engine.errors import InvalidRequestError
 from simplear_train.config_file import CONFIGS, config_path, from_dict, read_config, to_toml
+from simplear_train.distil import DistilConfig
 from simplear_train.grpo import GrpoConfig
 from simplear_train.pretrain import PretrainConfig
 from simplear_train.recipe import commands
@@ -19,7 +20,7 @@ from simplear_train.train_tokenizer import TokenizerTrainingConfig
 
 SCHEMAS = {
     "pretrain": PretrainConfig, "sft": SftConfig, "grpo": GrpoConfig, "tokenizer": TokenizerTrainingConfig,
-    "decoder": DecoderConfig,
+    "decoder": DecoderConfig, "distil": DistilConfig,
 }  # fmt: skip
 
 
