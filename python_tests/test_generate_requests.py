@@ -172,10 +172,10 @@ def test_without_a_seed_each_call_differs_and_tells_its_seed(tiny_engine):
     assert drawn(tiny_engine.generate(**{**SMALL, "seed": first.seed})) == drawn([first])
 
 
-def test_guidance_one_does_not_look_at_the_negative_prompt(tiny_engine):
-    one, other = (tiny_engine.generate(**SMALL, guidance_scale=1, negative_prompt=text) for text in ("pear", "plum"))
-    assert drawn(one) == drawn(other)
-    assert one[0].negative_prompt is None
+def test_negative_prompt_needs_guidance(tiny_engine):
+    with pytest.raises(InvalidRequestError, match=r"negative_prompt: has no effect without guidance; .* got 1$"):
+        tiny_engine.generate(**SMALL, guidance_scale=1, negative_prompt="pear")
+    assert tiny_engine.generate(**SMALL, guidance_scale=1, negative_prompt="")[0].negative_prompt is None
     one, other = (tiny_engine.generate(**SMALL, guidance_scale=9, negative_prompt=text) for text in ("pear", "plum"))
     assert drawn(one) != drawn(other)
 
@@ -451,13 +451,13 @@ def test_closed_and_dropped_engine_leaves_nothing_to_the_garbage_collector(tiny_
 
 def test_long_negative_prompt_is_refused_and_nobody_else_notices():
     with Engine.from_pretrained("default", threads=1) as engine:
-        expected = [engine.generate("a red apple", seed=seed)[0].tokens for seed in range(4)]
+        expected = [engine.generate("a red apple", seed=seed, guidance_scale=2)[0].tokens for seed in range(4)]
         with ThreadPoolExecutor(5) as pool:
-            drawn = [pool.submit(engine.generate, "a red apple", seed=seed) for seed in range(4)]
+            drawn = [pool.submit(engine.generate, "a red apple", seed=seed, guidance_scale=2) for seed in range(4)]
             with pytest.raises(
                 InvalidRequestError, match="negative prompt and picture of .* shorten the negative prompt"
             ):
-                engine.generate("a cat", negative_prompt="cat dog apple red " * 254)
+                engine.generate("a cat", negative_prompt="cat dog apple red " * 254, guidance_scale=2)
             assert all((image.result()[0].tokens == tokens).all() for image, tokens in zip(drawn, expected))
 
 

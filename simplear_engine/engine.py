@@ -248,7 +248,8 @@ class Engine:
         """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
 
         None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
-        switches guidance off. temperature 0 is greedy. top_k None and top_p 1 keep every code.
+        switches guidance off; to give a negative prompt then is an error. temperature 0 is greedy. top_k None and top_p 1
+        keep every code.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
         verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default
         8); None: no guesses. Three modes are inexact, to be compared with: the picture depends on guesses and may depend on
@@ -271,6 +272,11 @@ class Engine:
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
             draft_source=draft_source,
         )  # fmt: skip
+        if negative_prompt and sampling.guidance_scale == 1:
+            raise InvalidRequestError(
+                "negative_prompt: has no effect without guidance; expected guidance_scale to be other than 1, got 1"
+                + (" by default" if guidance_scale is None else "")
+            )
         negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         negative_ids = self._text.encode_negative(negative_text, self.defaults)
         wanted = [
