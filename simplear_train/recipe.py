@@ -82,6 +82,7 @@ def commands(name: str) -> list[Command]:
             scenes(name, "wide", OWN, 5000, 106_496, "wide-tokens"),
             language_stage(name, "sft-wide", "sft"),
             ("average", ["--models", "sft-wide/model-9000", "sft-wide/model", "--out", "average/model"]),
+            language_stage(name, "distil", "average"),
             prompts(name, "reinforcement", 192),
             reward(name, 2000, "pretrain/model/tokenizer.json", "tokenizer/tokenizer.safetensors"),
             language_stage(name, "grpo", "average"),
@@ -164,8 +165,8 @@ def main() -> None:
             failures.append(run)
     if failures:
         sys.exit(f"no better than at the start: {', '.join(failures)}")
-    # The embedded model is that of the stage before: reinforcement gave as much as it took.
-    model = args.out / ("average" if args.recipe == "default" else "grpo") / "model"
+    # The embedded model is not the last one: reinforcement gave as much as it took.
+    model = args.out / ("distil" if args.recipe == "default" else "grpo") / "model"
     print(f"the model: {model}")
     if args.recipe == "default":
         print(
