@@ -249,7 +249,9 @@ def _add_generate(commands) -> None:
     )
     command.add_argument("--seed", type=int, help="equal seeds give equal pictures; picture i uses seed + i")
     command.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
-    command.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (default: the model's own)")
+    command.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what to avoid, under guidance (default: the model's own)"
+    )
     command.add_argument("--height", type=int, metavar="PIXELS", help="default: the model's own")
     command.add_argument("--width", type=int, metavar="PIXELS", help="default: the model's own")
     command.add_argument(
