@@ -69,13 +69,14 @@ def torch_attention(p: Problem) -> Attend:
 
     q, k, v = (x.transpose(1, 2).contiguous() for x in (p.q, p.k, p.v))
     num_queries, num_keys = q.shape[2], k.shape[2]
-    mask = causal_lower_right(num_queries, num_keys) if num_queries > 1 else None
-    if mask is None:
+    if num_queries == 1:
         # All heads of a group as queries of one head: the keys are then read once.
         grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[3])
         return lambda: F.scaled_dot_product_attention(grouped, k, v, scale=p.scale).view_as(q).transpose(1, 2)
-    repeated = [x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v)]
-    return lambda: F.scaled_dot_product_attention(q, *repeated, attn_mask=mask, scale=p.scale).transpose(1, 2)
+    mask = causal_lower_right(num_queries, num_keys)
+    return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=p.scale, enable_gqa=True).transpose(
+        1, 2
+    )
 
 
 def flash_attention(p: Problem) -> Attend:

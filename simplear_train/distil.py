@@ -31,7 +31,7 @@ from .model_folder import ModelFolder, from_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .parallel import Share
 from .run import main_of, run_stage
-from .sequences import VISUAL, Batch, Sequence, lay_out
+from .sequences import VISUAL, Batch, Sequence, micro_batches
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,9 @@ class Distillation(NextToken):
     def updates(self, step: int):
         mine, whole = self.data.batch(step, self.share)
         num_visual = sum(len(s.codes) for s in whole)
-        size = self.config.micro_batch_size
-        yield [
-            (self._laid(part), self._laid([Sequence(self.negative_ids, s.codes) for s in part]), num_visual)
-            for part in (mine[begin : begin + size] for begin in range(0, len(mine), size))
-        ]
-
-    def _laid(self, sequences: list[Sequence]) -> Batch:
-        return lay_out([[s] for s in sequences], self.offset).to(self.device)
+        wordless = [Sequence(self.negative_ids, s.codes) for s in mine]
+        with_words, without = (micro_batches(s, self.config.micro_batch_size, self.offset) for s in (mine, wordless))
+        yield [(a.to(self.device), b.to(self.device), num_visual) for a, b in zip(with_words, without, strict=True)]
 
     def loss(self, micro_batch: tuple[Batch, Batch, int]) -> tuple[Tensor, dict[str, Tensor]]:
         with_words, without, num_visual = micro_batch

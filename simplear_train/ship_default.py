@@ -77,7 +77,7 @@ things, a tenth of the pairs of two coloured things (simplear_train/emoji_scenes
 **Limits**: fine detail at half size is soft, counts above four were never seen, relations are only left of, right of, above and
 below. Of the counts that were held out ("three cats") seven in eight are drawn as asked, of the coloured things ("a blue rose") one in
 five; what training showed is drawn as asked in 19 of 20 pictures. It draws without guidance, which it was taught to need no more: a
-guidance scale above 1 is possible and costs twice the time, a negative prompt needs it.
+guidance scale above 1 is possible and computes every code twice, a negative prompt needs it.
 
 **Licence of the weights**: Apache-2.0.
 """
