@@ -395,6 +395,28 @@ assert (engine.generate("a cat", seed=1)[0].tokens == image.tokens).all() and im
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_child_forked_while_pixels_are_handed_over_does_not_wait_for_them():
+    code = """
+import concurrent.futures, os, sys, time
+from simplear_engine import Engine
+hand_over = concurrent.futures.Future.set_result
+concurrent.futures.Future.set_result = lambda self, result: (time.sleep(2), hand_over(self, result))
+engine = Engine.from_pretrained("default", threads=2)
+(image,) = engine.generate("a cat", seed=1)
+while "pixels" not in image.timings:
+    time.sleep(0.001)
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    os._exit(7 if image.pixels.shape == (3, 128, 128) else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 7, status
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_process_ends_while_daemon_threads_draw(tiny_checkpoint):
     code = f"""
 import threading, time
@@ -409,6 +431,23 @@ def draw():
 for _ in range(3):
     threading.Thread(target=draw, daemon=True).start()
 time.sleep(0.3)
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_process_ends_while_daemon_threads_look_at_the_counters():
+    code = """
+import threading, time
+from simplear_engine import Engine
+engine = Engine.from_pretrained("default", threads=1)
+def look():
+    while True:
+        engine.stats()
+for _ in range(3):
+    threading.Thread(target=look, daemon=True).start()
+time.sleep(0.1)
 print("done")
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -515,12 +515,12 @@ class Engine:
         tokens = request.codes.reshape(sampling.grid)
         timings = dict(request.timings)
         if self._pixels is not None:
-            begun = self._pixels.start(tokens, timings)
+            decoding = self._pixels.start(tokens, timings)
 
             def pixels() -> np.ndarray:
-                if "pixels" not in timings:
+                if decoding.pixels is None:
                     self._check_process()  # the thread that makes them is there only
-                return begun.result()
+                return decoding.result()
 
         else:
             pixels = self._no_pixels

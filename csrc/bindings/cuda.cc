@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "core/check.h"
 #include "cuda/cuda_driver.h"
 #include "cuda/graph_runner.h"
@@ -103,17 +104,14 @@ void bind_cuda(py::module_& m) {
             return device_zeros(d.driver, std::move(shape), dtype_from_name(dtype));
           },
           py::arg("shape"), py::arg("dtype"), "A new tensor of zeros in the device's memory.")
-      .def("upload", &Device::upload, py::arg("tensor"), py::call_guard<py::gil_scoped_release>(),
-           "A copy of a tensor of the host.")
-      .def("download", &Device::download, py::arg("tensor"), py::call_guard<py::gil_scoped_release>(),
-           "A copy on the host of a tensor of this device.")
+      .def("upload", gil_free(&Device::upload), py::arg("tensor"), "A copy of a tensor of the host.")
+      .def("download", gil_free(&Device::download), py::arg("tensor"), "A copy on the host of a tensor of this device.")
       .def(
           "copy",
           [](Device& d, const Tensor& source, const Tensor& target) {
-            d.staging.transfer(source, target, d.stream.get());
+            without_gil([&] { d.staging.transfer(source, target, d.stream.get()); });
           },
-          py::arg("source"), py::arg("target"), py::call_guard<py::gil_scoped_release>(),
-          "Copies between a tensor of the host and one of this device.")
+          py::arg("source"), py::arg("target"), "Copies between a tensor of the host and one of this device.")
       .def(
           "order",
           [](const Device& d, uint64_t earlier, uint64_t later) {
@@ -144,10 +142,11 @@ void bind_cuda(py::module_& m) {
       .def(
           "record_decoding",
           [](GraphRunner& runner, const StepPlan& plan) {
-            for (const StepCounts& bucket : decode_buckets(plan.limits)) runner.record(bucket);
+            without_gil([&] {
+              for (const StepCounts& bucket : decode_buckets(plan.limits)) runner.record(bucket);
+            });
           },
-          py::arg("plan"), py::call_guard<py::gil_scoped_release>(),
-          "Records the graphs of all steps that draw for guided images, one code or several of each.")
+          py::arg("plan"), "Records the graphs of all steps that draw for guided images, one code or several of each.")
       .def_property_readonly("stream", [](const GraphRunner& runner) { return runner.native_stream(); })
       .def_property_readonly("num_graphs", &GraphRunner::num_graphs)
       .def_property_readonly("num_uploads", &GraphRunner::num_uploads);

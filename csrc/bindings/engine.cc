@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 
 namespace py = pybind11;
 
@@ -55,20 +56,9 @@ py::tuple to_arrays(const DraftCounts& counts) {
 struct StopWithoutGil {
   ThisProcess owner;
   void operator()(Engine* engine) const {
-    if (!owner.is_here()) return;
-    py::gil_scoped_release release;
-    delete engine;
+    if (owner.is_here()) without_gil([engine] { delete engine; });
   }
 };
-
-// A daemon thread may come back when the interpreter is being torn down. Taking the GIL then ends the thread by
-// unwinding its stack, which must not pass through a destructor, as that of gil_scoped_release is.
-bool wait(Request& request, double seconds) {
-  PyThreadState* state = PyEval_SaveThread();
-  const bool has_ended = Engine::wait(request, seconds);
-  PyEval_RestoreThread(state);
-  return has_ended;
-}
 
 }  // namespace
 
@@ -132,7 +122,7 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("log_probs", [](const Request& r) { return to_array(r.log_probs); })
       .def_property_readonly("timings", &timings, "Seconds by phase; read it after the request ended.")
       .def("raise_if_failed", &raise_if_failed)
-      .def("wait", &wait, py::arg("seconds"), "True when the request ended within `seconds`.");
+      .def("wait", gil_free(&Engine::wait), py::arg("seconds"), "True when the request ended within `seconds`.");
 
   py::class_<Scheduler>(m, "Scheduler", "The scheduler by itself: what the engine thread asks before and after a step.")
       .def(py::init([](const StepPlan& plan, int32_t num_blocks, int32_t block_size, int32_t max_queue,
@@ -178,18 +168,15 @@ void bind_engine(py::module_& m) {
            }),
            py::kw_only(), py::arg("plan"), py::arg("runner"), py::arg("num_blocks"), py::arg("block_size"),
            py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
-      .def("submit", &Engine::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>())
-      .def("cancel", &Engine::cancel, py::arg("request"), py::call_guard<py::gil_scoped_release>())
-      .def("pause", &Engine::pause, py::call_guard<py::gil_scoped_release>())
-      .def("resume", &Engine::resume, py::arg("weights_changed"), py::call_guard<py::gil_scoped_release>())
-      .def("stop", &Engine::stop, py::call_guard<py::gil_scoped_release>())
+      .def("submit", gil_free(&Engine::submit), py::arg("request"))
+      .def("cancel", gil_free(&Engine::cancel), py::arg("request"))
+      .def("pause", gil_free(&Engine::pause))
+      .def("resume", gil_free(&Engine::resume), py::arg("weights_changed"))
+      .def("stop", gil_free(&Engine::stop))
       .def("stats",
            [](Engine& engine) {
-             const Engine::Stats s = [&] {
-               // The engine thread may hold its lock while it lets go of a Python object.
-               py::gil_scoped_release release;
-               return engine.stats();
-             }();
+             // The engine thread may hold its lock while it lets go of a Python object.
+             const Engine::Stats s = without_gil([&] { return engine.stats(); });
              py::dict stats;
              stats["num_steps"] = s.num_steps;
              stats["num_tokens"] = s.num_tokens;
@@ -202,23 +189,12 @@ void bind_engine(py::module_& m) {
              stats["num_drafts_kept"] = to_array(s.drafts.num_kept);
              return stats;
            })
-      .def_property(
-          "learns_drafts",
-          [](Engine& engine) {
-            py::gil_scoped_release release;
-            return engine.learns_drafts();
-          },
-          [](Engine& engine, bool learns) {
-            py::gil_scoped_release release;
-            engine.set_learns_drafts(learns);
-          })
+      .def_property("learns_drafts", gil_free(&Engine::learns_drafts), gil_free(&Engine::set_learns_drafts))
       .def(
           "draft_entries",
           [](Engine& engine, int32_t min_seen) {
-            const std::vector<ContextTable::Entry> entries = [&] {
-              py::gil_scoped_release release;
-              return engine.draft_entries(min_seen);
-            }();
+            const std::vector<ContextTable::Entry> entries =
+                without_gil([&] { return engine.draft_entries(min_seen); });
             const auto count = static_cast<py::ssize_t>(entries.size());
             py::array_t<int32_t> columns({py::ssize_t{4}, count});
             auto c = columns.mutable_unchecked<2>();
@@ -234,8 +210,7 @@ void bind_engine(py::module_& m) {
       .def(
           "learn_picture",
           [](Engine& engine, const std::vector<int32_t>& codes, int32_t width) {
-            py::gil_scoped_release release;
-            engine.learn_picture(codes, width);
+            without_gil([&] { engine.learn_picture(codes, width); });
           },
           py::arg("codes"), py::arg("width"))
       .def(
@@ -248,8 +223,7 @@ void bind_engine(py::module_& m) {
             for (size_t i = 0; i < entries.size(); ++i)
               entries[i] = {static_cast<uint32_t>(c(0, i)), 0, c(1, i), static_cast<uint16_t>(c(2, i)),
                             static_cast<uint16_t>(c(3, i))};
-            py::gil_scoped_release release;
-            engine.insert_draft_entries(entries);
+            without_gil([&] { engine.insert_draft_entries(entries); });
           },
           py::arg("columns"));
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "core/check.h"
 #include "core/philox.h"
 #include "core/program.h"
@@ -127,9 +128,10 @@ DeviceProgram::Call make_compiled_call(DeviceProgram& program, const py::list& s
 void run_op(const std::string& name, const std::string& impl, const py::dict& fields, ThreadPool& pool) {
   const Program::Call call = make_call(name, impl, fields);
   check(call.bindings.empty(), ErrorKind::kInternal, name, ": a count can be bound in a program only");
-  py::gil_scoped_release release;
-  std::lock_guard turn(pool.turns());
-  call.op->run(call.params.data(), pool);
+  without_gil([&] {
+    std::lock_guard turn(pool.turns());
+    call.op->run(call.params.data(), pool);
+  });
 }
 
 // What a barrier costs, for benchmarks: an op's work cannot take less.
@@ -158,7 +160,7 @@ void bind_ops(py::module_& m) {
            }),
            py::arg("num_threads"))
       .def_property_readonly("size", &ThreadPool::size)
-      .def("empty_calls", &empty_calls, py::arg("count"), py::call_guard<py::gil_scoped_release>(),
+      .def("empty_calls", gil_free(&empty_calls), py::arg("count"),
            "Calls all threads `count` times to do nothing; the seconds of each call.");
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A recorded forward pass.")
@@ -173,8 +175,7 @@ void bind_ops(py::module_& m) {
       .def(
           "run",
           [](Program& program, const StepPlan& plan, ThreadPool& pool) {
-            py::gil_scoped_release release;
-            program.run(plan, pool, Program::Turns::kShared);
+            without_gil([&] { program.run(plan, pool, Program::Turns::kShared); });
           },
           py::arg("plan"), py::arg("pool"), "Replays all calls, taking turns with an engine that has the same threads.")
       .def("set_timing", &Program::set_timing, py::arg("on"), "Starts (from zero) or stops timing every call.")
@@ -203,8 +204,8 @@ void bind_ops(py::module_& m) {
           "[bytes of each argument])])]; `lenders` stay alive as long as the program.")
       .def("set_overlap", &DeviceProgram::set_overlap, py::arg("is_dependent"), py::arg("delay_ns"),
            "Whether kernels may begin before the one before has ended; delay_ns: idle time put before each, for tests.")
-      .def("run", &DeviceProgram::run, py::call_guard<py::gil_scoped_release>(), "Runs all calls once, now.")
-      .def("time", &DeviceProgram::time, py::arg("repeats"), py::call_guard<py::gil_scoped_release>(),
+      .def("run", gil_free(&DeviceProgram::run), "Runs all calls once, now.")
+      .def("time", gil_free(&DeviceProgram::time), py::arg("repeats"),
            "Seconds that one launch of a graph with all calls takes, `repeats` times over.");
 
   m.def("run_op", &run_op, py::arg("op"), py::arg("impl"), py::arg("fields"), py::arg("pool"),
@@ -267,11 +268,10 @@ void bind_ops(py::module_& m) {
 
   m.def("packed_size",
         [](int64_t rows, int64_t k, const std::string& dtype) { return packed_size(rows, k, dtype_from_name(dtype)); });
-  m.def("pack_panels", &pack_panels, py::arg("parts"), py::arg("packed"), py::arg("interleaved"), py::arg("pool"),
-        py::call_guard<py::gil_scoped_release>());
-  m.def("convert", &convert, py::arg("source"), py::arg("target"), py::arg("pool"),
-        py::call_guard<py::gil_scoped_release>());
-  m.def("all_finite", &all_finite, py::arg("tensor"), py::arg("pool"), py::call_guard<py::gil_scoped_release>());
+  m.def("pack_panels", gil_free(&pack_panels), py::arg("parts"), py::arg("packed"), py::arg("interleaved"),
+        py::arg("pool"));
+  m.def("convert", gil_free(&convert), py::arg("source"), py::arg("target"), py::arg("pool"));
+  m.def("all_finite", gil_free(&all_finite), py::arg("tensor"), py::arg("pool"));
 }
 
 }  // namespace simplear

@@ -29,8 +29,9 @@ class _Affine:
     def then(self, after: "_Affine") -> "_Affine":
         """This convolution followed by the 1x1 `after`."""
         matrix = after.weight[:, :, 0, 0].astype(self.weight.dtype, copy=False)
-        weight = (matrix @ self.weight.reshape(len(self.weight), -1)).reshape(-1, *self.weight.shape[1:])
-        return _Affine(weight, matrix @ self.bias + after.bias.astype(self.bias.dtype, copy=False))
+        weight = _product(matrix, self.weight.reshape(len(self.weight), -1)).reshape(-1, *self.weight.shape[1:])
+        bias = _product(matrix, self.bias[:, None])[:, 0]
+        return _Affine(weight, bias + after.bias.astype(self.bias.dtype, copy=False))
 
     def plus_identity(self, taps: list[tuple[int, int]], factor: float) -> "_Affine":
         """This convolution plus factor x (the input seen through those taps)."""
@@ -43,6 +44,13 @@ class _Affine:
     def of_basis(self, matrix: np.ndarray) -> "_Affine":
         """This convolution applied to matrix @ input, channel-wise."""
         return _Affine(np.einsum("oiyx,ij->ojyx", self.weight, matrix.astype(self.weight.dtype)), self.bias)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, k] x [k, m]. A small one stays away from NumPy's BLAS, whose threads spin beside the first steps of the engine and
+    can miss that they are to end when somebody forks: fork() then waits for ever."""
+    is_small = a.size * b.shape[1] <= 1 << 22
+    return np.einsum("nk,km->nm", a, b) if is_small else a @ b
 
 
 def fold_encoder(config: TokenizerConfig, read: Callable[[str], np.ndarray], packer) -> list:
@@ -172,7 +180,7 @@ class _Folder:
         steps = self.config.num_patch_steps
         matrix = np.kron(haar.synthesis(self.config.name, steps), np.eye(3))
         if self.config.is_video:
-            matrix = matrix @ haar.last_frame(steps)
+            matrix = _product(matrix, haar.last_frame(steps))
         return affine.then(_Affine(matrix[:, :, None, None], np.zeros(len(matrix))))
 
 
