@@ -457,7 +457,7 @@ print("done")
 def test_several_threads_may_close_an_engine(tiny_checkpoint):
     engine = Engine.from_pretrained(tiny_checkpoint)
     worker = threading.Thread(
-        target=lambda: pytest.raises(CancelledError, engine.generate, "apple", height=256, width=256)
+        target=lambda: pytest.raises(CancelledError, engine.generate, "apple", height=1024, width=1024, num_images=20)
     )
     worker.start()
     wait_until(lambda: engine.stats()["num_running"])
