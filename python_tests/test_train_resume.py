@@ -20,7 +20,7 @@ from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
 from simplear_train.model_folder import from_folder
 from simplear_train.next_token import DataConfig, LossConfig, NextToken, SampleConfig, SourceConfig
-from simplear_train.optimizers import Muon, optimizers_for, orthogonalised
+from simplear_train.optimizers import Gains, Muon, optimizers_for, orthogonalised
 from simplear_train.parallel import Share
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
@@ -63,7 +63,7 @@ def assert_equal_states(first, second):
         assert torch.equal(second["average"]["values"][name], value), name
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "gains"])
 def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread, optimizer):
     config = config_for(tmp_path, optimizer=optimizer)
     pretrain(config, tmp_path / "straight", "cpu")
@@ -73,7 +73,9 @@ def test_resumed_pretraining_equals_an_uninterrupted_run(tmp_path, one_thread, o
     assert straight["step"] == halved["step"] == 12
     assert_equal_states(straight, halved)
     assert losses_of(tmp_path / "halved") == losses_of(tmp_path / "straight")
-    assert len(losses_of(tmp_path / "straight")) == 12 and losses_of(tmp_path / "straight")[-1] < 2.95
+    losses = losses_of(tmp_path / "straight")
+    # Factors of random weights say little of pictures.
+    assert len(losses) == 12 and losses[-1] < (losses[0] if optimizer == "gains" else 2.95)
 
 
 def test_muon_makes_singular_values_one_and_keeps_the_singular_vectors():
@@ -110,14 +112,40 @@ def test_muon_is_that_of_torch():
     assert max((p - q).abs().max() for p, q in zip(ours, theirs)) < 5e-4
 
 
+def test_gains_are_adam_on_the_logarithm_of_a_factor():
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((16, 24), (7,))] + [torch.nn.Parameter(torch.zeros(3))]
+    starts = [p.detach().clone() for p in ours]
+    factors = [torch.nn.Parameter(torch.zeros(())) for _ in ours]
+    optimizers = Gains(ours, 1e-2, (0.9, 0.98)), torch.optim.Adam(factors, lr=1e-2, betas=(0.9, 0.98), eps=1e-12)
+    goals = [1.1 * starts[0] + 0.1 * torch.randn(16, 24), 0.5 * starts[1], torch.ones(3)]
+
+    def loss(values):
+        return sum(((value - goal) ** 2).sum() for value, goal in zip(values, goals))
+
+    for _ in range(20):
+        for optimizer, values in zip(optimizers, (ours, [f.exp() * s for f, s in zip(factors, starts)])):
+            optimizer.zero_grad()
+            loss(values).backward()
+            optimizer.step()
+    for p, factor, start in zip(ours, factors, starts):
+        torch.testing.assert_close(p, factor.exp() * start, rtol=1e-4, atol=1e-6)
+    assert factors[0] > 0.05 and factors[1] < -0.15 and not ours[2].any()
+
+
 def test_muon_steps_the_layers_matrices_alone_and_needs_them_whole(tmp_path):
     config = config_for(tmp_path, optimizer="muon")
     pretrain(config, tmp_path / "run", "cpu", stop_at=2)
     kept = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["optimizer"]
     by_muon = {name for name, values in kept.items() if "momentum_buffer" in values}
     assert by_muon == {name for name in kept if "layers" in name and name.endswith("proj.weight")} != set()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "gains"])
+def test_optimizer_that_needs_whole_parameters_is_refused_where_they_are_sharded(tmp_path, optimizer):
+    config = config_for(tmp_path, optimizer=optimizer)
     sharded = replace(config, loop=replace(config.loop, sharding="fsdp2"))
-    with pytest.raises(InvalidRequestError, match='expected "adamw" where parameters are sharded'):
+    with pytest.raises(InvalidRequestError, match=f'expected "adamw" where parameters are sharded.*"{optimizer}"'):
         optimizers_for(torch.nn.Linear(2, 2), sharded.loop)
 
 

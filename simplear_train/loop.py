@@ -52,7 +52,7 @@ class LoopConfig:
     """
 
     steps: int = 1000
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "gains"] = "adamw"
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     min_learning_rate: float = 0.0

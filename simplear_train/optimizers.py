@@ -4,6 +4,10 @@
 momentum with all singular values made one, and leaves the table of embeddings, the head, norms and biases to AdamW.
 Updates are scaled to AdamW's usual size (Liu et al. 2025), so that one learning rate serves both; it may be two to five
 times AdamW's.
+
+"gains" gives every tensor one number to learn, a factor on all its values, and Adam steps its logarithm: with some fifty
+numbers instead of millions a weak signal in much noise is still followed, which is what reinforcement with few pictures
+has (docs/decisions/0021-reinforcement-learns-gains.md). A tensor of zeros stays one, and there is no weight decay.
 """
 
 import torch
@@ -59,12 +63,42 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"] * scale)
 
 
+class Gains(torch.optim.Optimizer):
+    """Adam (Kingma and Ba 2015) on g in p = exp(g) x start, without ever storing start: dL/dg is the sum of p x dL/dp."""
+
+    def __init__(self, params: list[Tensor], lr: float, betas: tuple[float, float], eps: float = 1e-12):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                slope = (p * p.grad).sum()
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), device=p.device)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(slope), torch.zeros_like(slope)
+                state["step"] += 1
+                state["exp_avg"].lerp_(slope, 1 - beta1)
+                state["exp_avg_sq"].lerp_(slope.square(), 1 - beta2)
+                mean = state["exp_avg"] / (1 - beta1 ** state["step"])
+                spread = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt()
+                p.mul_((-group["lr"] * mean / (spread + group["eps"])).exp())
+
+
 def optimizers_for(module: nn.Module, config) -> list[torch.optim.Optimizer]:
     """`config` is the run's LoopConfig. Together they step every parameter that asks for gradients, each once."""
-    if config.optimizer == "muon" and config.sharding != "none":
+    if config.optimizer != "adamw" and config.sharding != "none":
         raise InvalidRequestError(
-            'loop.optimizer: expected "adamw" where parameters are sharded, because Muon needs whole matrices; got "muon"'
+            f'loop.optimizer: expected "adamw" where parameters are sharded, because others need them whole; got '
+            f'"{config.optimizer}"'
         )
+    if config.optimizer == "gains":
+        params = [p for p in module.parameters() if p.requires_grad]
+        return [Gains(params, config.learning_rate, (config.beta1, config.beta2))]
     matrices, decayed, others = [], [], []
     for name, p in module.named_parameters():
         if not p.requires_grad:
