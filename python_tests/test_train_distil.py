@@ -80,6 +80,15 @@ def test_student_nears_its_guided_teacher_and_needs_no_guidance(tmp_path, one_th
         assert np.array_equal(plain.tokens, engine.generate("two dogs", seed=1, guidance_scale=1)[0].tokens)
 
 
+def test_divergence_of_held_back_pictures_is_what_training_on_them_begins_with(tmp_path, one_thread):
+    config = config_for(tmp_path)
+    config = replace(config, data=replace(config.data, validation=str(tmp_path / "tokens"), micro_batch_size=5))
+    distil(replace(config, loop=replace(config.loop, steps=4, validate_every=3)), tmp_path / "run", "cpu")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    (held_back,) = [row["validation_kl"] for row in rows if row.get("step") == 3 and "validation_kl" in row]
+    assert held_back == pytest.approx(divergences(tmp_path / "run")[3], rel=1e-4)
+
+
 def test_without_guidance_there_is_nothing_to_learn(tmp_path, one_thread):
     distil(config_for(tmp_path, teacher=TeacherConfig(1.0)), tmp_path / "run", "cpu", stop_at=1)
     assert divergences(tmp_path / "run")[0] == pytest.approx(0, abs=1e-5)

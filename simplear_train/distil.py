@@ -31,7 +31,7 @@ from .model_folder import ModelFolder, from_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .parallel import Share
 from .run import main_of, run_stage
-from .sequences import VISUAL, Batch, Sequence, micro_batches
+from .sequences import VISUAL, Batch, Sequence, lay_out, micro_batches
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def visual_states(batch: Batch):
 
 
 class Distillation(NextToken):
-    """The stage of loop.py. Validation stays that of next-token training: nats per token of held-back pictures."""
+    """The stage of loop.py. validation_kl is the loss on held-back pictures, beside what next-token training reports."""
 
     def __init__(
         self, folder: ModelFolder, teacher: Qwen2Model, config: DistilConfig, out: Path, device: str, share: Share
@@ -101,12 +101,32 @@ class Distillation(NextToken):
     def updates(self, step: int):
         mine, whole = self.data.batch(step, self.share)
         num_visual = sum(len(s.codes) for s in whole)
-        wordless = [Sequence(self.negative_ids, s.codes) for s in mine]
-        with_words, without = (micro_batches(s, self.config.micro_batch_size, self.offset) for s in (mine, wordless))
+        with_words, without = (
+            micro_batches(s, self.config.micro_batch_size, self.offset) for s in (mine, self._wordless(mine))
+        )
         yield [(a.to(self.device), b.to(self.device), num_visual) for a, b in zip(with_words, without, strict=True)]
 
     def loss(self, micro_batch: tuple[Batch, Batch, int]) -> tuple[Tensor, dict[str, Tensor]]:
         with_words, without, num_visual = micro_batch
+        divergence = self._divergence(with_words, without) / num_visual
+        return divergence, {"kl": divergence}
+
+    def validate(self, step: int) -> dict[str, float]:
+        results = super().validate(step)
+        if self.held_back is not None:
+            total, count = 0.0, 0
+            for sequences in self._held_back_sequences(has_words=True):
+                batches = [lay_out([[s] for s in each], self.offset) for each in (sequences, self._wordless(sequences))]
+                total += self._divergence(*(batch.to(self.device) for batch in batches)).item()
+                count += sum(len(s.codes) for s in sequences)
+            results["validation_kl"] = total / count
+        return results
+
+    def _wordless(self, sequences: list[Sequence]) -> list[Sequence]:
+        return [Sequence(self.negative_ids, s.codes) for s in sequences]
+
+    def _divergence(self, with_words: Batch, without: Batch) -> Tensor:
+        """Sum over visual tokens."""
         with torch.no_grad(), without_dropout(self.teacher):
             conditional, taught_table = self.teacher(with_words.ids, None, visual_states(with_words))
             unconditional, _ = self.teacher(without.ids, None, visual_states(without))
@@ -119,8 +139,7 @@ class Distillation(NextToken):
                 states, table[self.offset :], taught, taught_table[self.offset :], self.told.top_k
             )  # fmt: skip
 
-        divergence = self.model(with_words.ids, None, head) / num_visual
-        return divergence, {"kl": divergence}
+        return self.model(with_words.ids, None, head)
 
 
 def distil(config: DistilConfig, out: Path, device: str, resume: bool = False, stop_at: int | None = None) -> Path:

@@ -181,17 +181,22 @@ class NextToken:
                 )
         return results
 
-    def _held_back_loss(self, has_words: bool) -> float:
-        # Every process computes all of it: sharded parameters need everybody, and the sum is the same for any number.
-        total, count, size = 0.0, 0, self.config.micro_batch_size
+    def _held_back_sequences(self, has_words: bool):
+        """Batches of held-back pictures with their first wording. Every process computes all of them: sharded parameters
+        need everybody, and the sum is the same for any number."""
+        size = self.config.micro_batch_size
         for begin in range(0, len(self.held_back), size):
-            sequences = [
+            yield [
                 Sequence(
                     self.captioner.wrap(self.held_back.wordings(i)[0] if has_words else ""),
                     self.held_back.codes(i).reshape(-1),
                 )
                 for i in range(begin, min(begin + size, len(self.held_back)))
             ]
+
+    def _held_back_loss(self, has_words: bool) -> float:
+        total, count = 0.0, 0
+        for sequences in self._held_back_sequences(has_words):
             batch = lay_out([[s] for s in sequences], self.offset).to(self.device)
             visual, _ = self.model(batch.ids, None, visual_head(batch, self.offset, self.loss_config.rows))
             total, count = total - visual.sum().item(), count + len(visual)
