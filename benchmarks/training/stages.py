@@ -7,8 +7,11 @@ Runs the recipe of 27 concepts once for its data and its reward, then trains eve
 other weights to begin with, other batches, other captions, other rollouts. EmojiEval judges every model with the same
 prompts and noise. Some hours on two cores; runs that were cut off go on where they were.
 
-Prints a row for each stage: mean over seeds and, for the gain over the stage before, the 95 % interval of Student's t over
-the seeds' own gains, for every task; then the reward of the first and the last fifth of every seed's reinforcement.
+Pretraining and fine-tuning are compared as their models draw, guided and with top-k; fine-tuning and reinforcement as
+the latter draws, plainly, because what sharpens from outside leaves it little to do.
+
+Prints a row for each comparison: means over seeds and, for the gain, the 95 % interval of Student's t over the seeds' own
+gains, for every task; then the reward of the first and the last fifth of every seed's reinforcement.
 Writes OUT/stages.png. The last line is JSON; OUT/stages.json is the same.
 """
 
@@ -26,9 +29,10 @@ from simplear_train.recipe import first_and_last, prepare
 
 WORLD = "small"
 PICTURES = 16  # of a prompt: this world holds out few facts, and with four the seeds' gains drown in chance
-# Drawn as all stages train, without guidance or top-k: what sharpens from outside leaves reinforcement nothing to do.
-DRAWN = ("--guidance-scale", "1", "--top-k", "4096")
+# How EmojiEval draws: as the model's folder says, or every code from its whole distribution, as reinforcement does.
+DRAWN = {"guided": (), "plain": ("--guidance-scale", "1", "--top-k", "4096")}
 STAGES = ("pretrain", "sft", "grpo")
+COMPARED = (("pretrain", "sft", "guided"), ("sft", "grpo", "plain"))
 # Half the width of a 95 % interval of a mean, in standard errors, for 2, 3, 4, 5 values (Student's t).
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
@@ -45,10 +49,11 @@ def call(folder: Path, threads: int, name: str, module: str, *arguments: str) ->
         raise SystemExit(f"{' '.join(command)} failed; its log is {log}")
 
 
-def scores(model: str, out: str, folder: Path, threads: int) -> dict[str, float]:
+def scores(run: str, drawn: str, folder: Path, threads: int) -> dict[str, float]:
+    model, out = f"{run}/model", f"emojieval-{run}-{drawn}"
     path = folder / out / "scores.json"
     if not path.exists():
-        settings = ["--world", WORLD, "--pictures", str(PICTURES), *DRAWN]
+        settings = ["--world", WORLD, "--pictures", str(PICTURES), *DRAWN[drawn]]
         call(folder, threads, out, "emojieval", *settings, "--model", model, "--out", out)
     result = json.loads(path.read_text())
     return {
@@ -57,7 +62,7 @@ def scores(model: str, out: str, folder: Path, threads: int) -> dict[str, float]
 
 
 def train_seed(seed: int, folder: Path, threads: int) -> dict[str, dict[str, float]]:
-    """Scores of the seed's model after every stage."""
+    """Scores of the seed's models, by "STAGE, DRAWN"."""
     found, start = {}, None
     for stage in STAGES:
         run = f"{stage}-{seed}"
@@ -69,7 +74,8 @@ def train_seed(seed: int, folder: Path, threads: int) -> dict[str, dict[str, flo
         changes = [f"--set={setting}" for setting in settings]
         call(folder, threads, run, stage, "--config", f"{WORLD}-{stage}", *changes, "--resume", "--out", run)
         start = f"{run}/model"
-        found[stage] = scores(start, f"emojieval-{run}", folder, threads)
+        for drawn in [drawn for *both, drawn in COMPARED if stage in both]:
+            found[f"{stage}, {drawn}"] = scores(run, drawn, folder, threads)
     return found
 
 
@@ -82,20 +88,17 @@ def gain(before: list[float], after: list[float]) -> dict[str, float]:
 
 
 def table(by_seed: list[dict[str, dict[str, float]]]) -> tuple[str, dict]:
-    """(text, gains): a line for each stage, and what stands in it."""
-    tasks = list(by_seed[0]["pretrain"])
-    lines, gains = [f"{'':10}" + "".join(f"{task:>24}" for task in tasks)], {}
-    for before, stage in zip((None, *STAGES), STAGES):
-        cells = []
-        for task in tasks:
-            values = [seed[stage][task] for seed in by_seed]
-            cell = f"{np.mean(values):.3f}"
-            if before:
-                gained = gain([seed[before][task] for seed in by_seed], values)
-                gains.setdefault(stage, {})[task] = gained
-                cell += f" ({gained['mean']:+.3f} ± {gained['half_width']:.3f})"
-            cells.append(f"{cell:>24}")
-        lines.append(f"{stage:10}" + "".join(cells))
+    """(text, gains): two lines and their difference for each comparison, and what stands in the differences."""
+    tasks = list(by_seed[0]["pretrain, guided"])
+    lines, gains = [f"{'':18}" + "".join(f"{task:>18}" for task in tasks)], {}
+    for *both, drawn in COMPARED:
+        rows = [[[seed[f"{stage}, {drawn}"][task] for seed in by_seed] for task in tasks] for stage in both]
+        for stage, row in zip(both, rows):
+            lines.append(f"{f'{stage}, {drawn}':18}" + "".join(f"{np.mean(values):18.3f}" for values in row))
+        gained = {task: gain(before, after) for task, before, after in zip(tasks, *rows)}
+        cells = [f"{g['mean']:+.3f} ± {g['half_width']:.3f}" for g in gained.values()]
+        lines.append(f"{'  gain':18}" + "".join(f"{cell:>18}" for cell in cells))
+        gains[f"{both[1]} over {both[0]}"] = gained
     return "\n".join(lines), gains
 
 
@@ -106,14 +109,18 @@ def plot(seeds: list[int], by_seed: list, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for seed, found in zip(seeds, by_seed):
-        left.plot(STAGES, [found[stage]["overall"] for stage in STAGES], "o-", label=f"seed {seed}")
+    places = [f"{stage}, {drawn}" for *both, drawn in COMPARED for stage in both]
+    for number, (seed, found) in enumerate(zip(seeds, by_seed)):
+        for first in range(0, len(places), 2):
+            pair = places[first : first + 2]
+            name = None if first else f"seed {seed}"
+            left.plot(pair, [found[place]["overall"] for place in pair], "o-", color=f"C{number}", label=name)
         rows = map(json.loads, (folder / f"grpo-{seed}" / "log.jsonl").read_text().splitlines())
         reward = np.array([row["reward"] for row in rows if row.get("reward") is not None])
         width = min(10, len(reward))
         smooth = np.convolve(reward, np.ones(width) / width, "valid")
         right.plot(np.arange(len(smooth)) + width, smooth, label=f"seed {seed}")
-    left.set(ylabel="EmojiEval, overall", ylim=(0, 1), title="after each stage")
+    left.set(ylabel="EmojiEval, overall", ylim=(0, None), title="after each stage")
     right.set(xlabel="step", ylabel="reward, mean of ten steps", title="reinforcement")
     for axes in (left, right):
         axes.grid(alpha=0.3)
