@@ -47,8 +47,8 @@ class _Affine:
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, k] x [k, m]. A small one stays away from NumPy's BLAS, whose threads spin beside the first steps of the engine and
-    can miss that they are to end when somebody forks: fork() then waits for ever."""
+    """[n, k] x [k, m]. A small one stays away from NumPy's BLAS, whose threads can miss that they are to end when somebody
+    forks: fork() then waits for ever."""
     is_small = a.size * b.shape[1] <= 1 << 22
     return np.einsum("nk,km->nm", a, b) if is_small else a @ b
 
