@@ -153,6 +153,13 @@ def test_every_prompt_of_a_list_starts_at_the_seed(tiny_engine):
     assert apple != pear
 
 
+def test_images_introduce_themselves_in_a_line(tiny_engine):
+    (image,) = tiny_engine.generate("a red apple", seed=7)
+    text = repr(image)
+    assert "'a red apple'" in text and "seed 7" in text and f"{image.width} x {image.height} pixels" in text
+    assert len(text.splitlines()) == 1 and len(text) < 120
+
+
 def test_images_report_what_they_were_drawn_with(tiny_engine):
     image = tiny_engine.generate("apple", negative_prompt="pear", height=48, width=32, seed=3, top_k=9, top_p=0.5)[0]
     assert (image.prompt, image.negative_prompt, image.height, image.width) == ("apple", "pear", 48, 32)

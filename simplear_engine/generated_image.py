@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GeneratedImage:
     """One image.
 
@@ -34,14 +34,20 @@ class GeneratedImage:
     height: int
     width: int
     model: str
-    _timings: dict[str, float] = field(repr=False)
+    _timings: dict[str, float]
     num_steps: int
     accepted_lens: np.ndarray
     draft_counts: tuple[np.ndarray, np.ndarray]
     inexact: str | None
-    _pixels: Callable[[], np.ndarray] = field(repr=False)
-    _pil: Any = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _pixels: Callable[[], np.ndarray]
+    _pil: Any = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __repr__(self) -> str:
+        return (
+            f"<GeneratedImage {self.prompt!r}, seed {self.seed}: {self.width} x {self.height} pixels, {self.tokens.size} codes "
+            f"in {self.num_steps} steps>"
+        )
 
     @property
     def timings(self) -> dict[str, float]:
