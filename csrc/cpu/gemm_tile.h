@@ -4,7 +4,8 @@
 //
 // Each output has one accumulator that walks k upwards, alone in its lane. So the order of additions depends on nothing
 // but k: a row's result is the same bits for every row count, thread count and tile shape (contract C2).
-// Panels as in panels.h. float32 weights take float32 rows, bfloat16 weights take bfloat16 rows (k in pairs).
+// Panels as in panels.h. float32 weights take float32 rows. bfloat16 weights take bfloat16 rows, k in pairs; where no
+// instruction multiplies such pairs, rows are widened to float32 before, once, and weights in the tile.
 #pragma once
 
 #include "cpu/panels.h"
@@ -16,7 +17,7 @@ namespace simplear::SIMPLEAR_ISA {
 constexpr int kMaxTileRows = 6, kMaxTileVecs = 4;  // 24 accumulators of 32 registers
 constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kMaxTileRows = 4, kMaxTileVecs = 2;  // 8 of 16, bf16 needs temporaries
+constexpr int kMaxTileRows = 4, kMaxTileVecs = 2;  // 8 of 16, weights need temporaries
 constexpr int kRegisters = 16;
 #else
 constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
@@ -24,6 +25,29 @@ constexpr int kRegisters = 16;
 #endif
 constexpr int kMaxTileColumns = kMaxTileVecs * kLanes;
 static_assert(kPanelRows % kMaxTileColumns == 0);
+
+// What rows are made of that meet weights of type W.
+template <class W>
+struct RowTypeOf {
+  using Type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct RowTypeOf<uint16_t> {
+  using Type = uint16_t;
+};
+#endif
+template <class W>
+using RowType = typename RowTypeOf<W>::Type;
+
+// `count` numbers of a row, as they meet weights of their own type.
+inline void copy_row(const float* from, int64_t count, float* to) { std::memcpy(to, from, count * sizeof(float)); }
+inline void copy_row(const uint16_t* from, int64_t count, uint16_t* to) { std::memcpy(to, from, count * sizeof(*to)); }
+inline void copy_row(const uint16_t* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = bf16_to_float(from[i]);
+}
 
 // What a pass over a part of a panel asks for meanwhile: the next kLines lines at every step of k, 256 bytes of it
 // each, until it has asked for its share. They go to the second-level cache, because a core has few requests of the
@@ -100,41 +124,18 @@ struct Tile {
       for (int v = 0; v < NV; ++v) store(sums + r * row_stride + v * kLanes, acc[r][v]);
   }
 
-  // Whether a step of k keeps its numbers of x in registers, and not its weights, because those would not fit.
-  static constexpr bool kKeepsRows = MR * NV + NV + 1 > kRegisters;
-
   // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
   template <class A = NothingAhead>
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
       ahead(i * kPanelRows * 4);
-      if constexpr (kKeepsRows) {
-        Vec rows[MR];
-#pragma GCC unroll 32
-        for (int r = 0; r < MR; ++r) keep_in_register(rows[r] = splat(x[r][i]));
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) {
-          const Vec weights = load(w + v * kLanes);
-#pragma GCC unroll 32
-          for (int r = 0; r < MR; ++r) acc[r][v] = fma(rows[r], weights, acc[r][v]);
-        }
-        continue;
-      }
-      Vec weights[NV];
-#pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = load(w + v * kLanes));
-#pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r) {
-        const Vec xr = splat(x[r][i]);
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) acc[r][v] = fma(xr, weights[v], acc[r][v]);
-      }
+      multiply(x, i, [&](int v) { return load(w + v * kLanes); });
     }
   }
 
   // As above for bfloat16; k is even.
   template <class A = NothingAhead>
-  inline void accumulate(const uint16_t* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
+  inline void accumulate(const RowType<uint16_t>* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
       ahead(i * kPanelRows * 2);
 #if defined(__AVX512BF16__)
@@ -149,42 +150,41 @@ struct Tile {
           acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(xr), reinterpret_cast<__m512bh>(pairs[v]));
       }
 #else
-      // Two multiply-adds in place of one instruction for pairs. What is widened once, rows or weights, is what there
-      // is less of.
-      if constexpr (MR <= 2) {
-        Vec even[MR], odd[MR];
-#pragma GCC unroll 32
-        for (int r = 0; r < MR; ++r) widen(splat_at(x[r] + i), even[r], odd[r]);
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) {
-          Vec even_weights, odd_weights;
-          widen(load_as<VecU>(w + v * kLanes * 2), even_weights, odd_weights);
-#pragma GCC unroll 32
-          for (int r = 0; r < MR; ++r) acc[r][v] = fma(odd[r], odd_weights, fma(even[r], even_weights, acc[r][v]));
-        }
-      } else {
-        Vec even_weights[NV], odd_weights[NV];
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) widen(load_as<VecU>(w + v * kLanes * 2), even_weights[v], odd_weights[v]);
-#pragma GCC unroll 32
-        for (int r = 0; r < MR; ++r) {
-          Vec even, odd;
-          widen(splat_at(x[r] + i), even, odd);
-#pragma GCC unroll 32
-          for (int v = 0; v < NV; ++v) acc[r][v] = fma(even, even_weights[v], acc[r][v]);
-#pragma GCC unroll 32
-          for (int v = 0; v < NV; ++v) acc[r][v] = fma(odd, odd_weights[v], acc[r][v]);
-        }
-      }
+      const auto pairs = [&](int v) { return load_as<VecU>(w + v * kLanes * 2); };
+      multiply(x, i, [&](int v) { return reinterpret_cast<Vec>(pairs(v) << 16); });
+      multiply(x, i + 1, [&](int v) { return reinterpret_cast<Vec>(pairs(v) & 0xffff0000u); });
 #endif
     }
   }
 
  private:
-  static inline void widen(VecU pairs, Vec& even, Vec& odd) {
-    keep_in_register(pairs);  // GCC would rather take single numbers apart before it spreads them
-    keep_in_register(even = reinterpret_cast<Vec>(pairs << 16));
-    keep_in_register(odd = reinterpret_cast<Vec>(pairs & 0xffff0000u));
+  // Whether a step of k keeps its numbers of x in registers, and not its weights, because those would not fit.
+  static constexpr bool kKeepsRows = MR * NV + NV + 1 > kRegisters;
+
+  // One step of k: number i of every row times the weights of every vector.
+  template <class Weights>
+  inline void multiply(const float* const (&x)[MR], int64_t i, const Weights& weights_of) {
+    if constexpr (kKeepsRows) {
+      Vec rows[MR];
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) keep_in_register(rows[r] = splat(x[r][i]));
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) {
+        const Vec weights = weights_of(v);
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; ++r) acc[r][v] = fma(rows[r], weights, acc[r][v]);
+      }
+    } else {
+      Vec weights[NV];
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = weights_of(v));
+#pragma GCC unroll 32
+      for (int r = 0; r < MR; ++r) {
+        const Vec xr = splat(x[r][i]);
+#pragma GCC unroll 32
+        for (int v = 0; v < NV; ++v) acc[r][v] = fma(xr, weights[v], acc[r][v]);
+      }
+    }
   }
 };
 

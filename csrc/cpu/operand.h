@@ -1,7 +1,7 @@
 // The left operand of a product: rows of activations in the form that the weights want to meet.
 //
-// float32 and bfloat16 weights take rows of their own type; quantised weights take int8 with one scale for 32
-// neighbours. RMSNorm on the way is optional:
+// float32 and bfloat16 weights take rows of their own precision (kept as RowType of gemm_tile.h says); quantised
+// weights take int8 with one scale for 32 neighbours. RMSNorm on the way is optional:
 //
 //   y = x / sqrt(mean(x^2) + eps) * weight         Zhang & Sennrich 2019
 //
@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "cpu/gemm_tile.h"
 #include "cpu/panels.h"
 #include "cpu/simd.h"
 
@@ -144,25 +145,32 @@ inline void prepare_row(const RowSource& source, DType weights, const X* x, cons
       }
       continue;
     }
-    const int64_t bytes = (k - i < kQuantGroup ? k - i : kQuantGroup) * static_cast<int64_t>(size_of(weights));
+    const int64_t count = k - i < kQuantGroup ? k - i : kQuantGroup;
     if (weights == DType::kFloat32) {
-      std::memcpy(out + i * 4, group, bytes);
+      std::memcpy(out + i * 4, group, count * 4);
     } else {
       uint16_t rounded[kQuantGroup];
       for (int v = 0; v < kGroupVecs; ++v) store(rounded + v * kLanes, group[v]);
-      std::memcpy(out + i * 2, rounded, bytes);
+      copy_row(rounded, count, reinterpret_cast<RowType<uint16_t>*>(out) + i);
     }
   }
 }
 
+// Bytes of an element of a row that is not quantised.
+inline int64_t row_element_bytes(DType weights) {
+  return weights == DType::kBFloat16 ? sizeof(RowType<uint16_t>) : sizeof(RowType<float>);
+}
+
 inline bool is_in_place(const RowSource& source, DType weights) {
-  return source.x.dtype == weights && source.rows == nullptr && source.norm.data == nullptr;
+  return source.x.dtype == weights && static_cast<int64_t>(size_of(weights)) == row_element_bytes(weights) &&
+         source.rows == nullptr && source.norm.data == nullptr;
 }
 
 inline int64_t operand_row_bytes(int64_t k, DType weights) {
   const int64_t padded = padded_k(k, weights);
   const int64_t integer_bytes = padded * (has_wide_integers(weights) ? 2 : 1);
-  const int64_t bytes = is_quantized(weights) ? integer_bytes + padded / kQuantGroup * 8 : k * size_of(weights);
+  const int64_t bytes =
+      is_quantized(weights) ? integer_bytes + padded / kQuantGroup * 8 : k * row_element_bytes(weights);
   return (bytes + 63) / 64 * 64;
 }
 

@@ -42,8 +42,8 @@ struct FloatTiles {
       if constexpr (NV > 1) run<MR, NV / 2>(x, row, panel, columns, sums, begin, end, ahead, column);
       return;
     }
-    const T* rows[MR];
-    for (int r = 0; r < MR; ++r) rows[r] = x.row<T>(row + r) + begin;
+    const RowType<T>* rows[MR];
+    for (int r = 0; r < MR; ++r) rows[r] = x.row<RowType<T>>(row + r) + begin;
     // Elements of one column in a step of k, in which bfloat16 takes a pair.
     constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;
     Tile<MR, NV> tile;

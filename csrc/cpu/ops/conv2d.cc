@@ -53,23 +53,32 @@ struct Pixels {
   }
 };
 
-template <int MR, int NV>
-inline void accumulate_tap(Tile<MR, NV>& tile, const float* const (&rows)[MR], const float* w, int64_t k) {
-  tile.accumulate(rows, w, k);
-}
-// An odd channel is paired with a zero, never with the neighbour's number.
-template <int MR, int NV>
-inline void accumulate_tap(Tile<MR, NV>& tile, const uint16_t* const (&rows)[MR], const uint16_t* w, int64_t k) {
-  tile.accumulate(rows, w, k / 2 * 2);
-  if (k % 2 == 0) return;
-  uint16_t last[MR][2];
-  const uint16_t* last_rows[MR];
-  for (int r = 0; r < MR; ++r) {
-    last[r][0] = rows[r][k - 1];
-    last[r][1] = 0;
-    last_rows[r] = last[r];
+// What one tap adds: `k` channels of MR pixels. An odd channel is paired with a zero, never with the neighbour's
+// number. wide: for MR rows of even(k) numbers, where they are not multiplied as they are.
+template <int MR, int NV, class T>
+inline void accumulate_tap(Tile<MR, NV>& tile, const T* const (&pixels)[MR], const T* w, int64_t k, float* wide) {
+  if constexpr (sizeof(T) == 4) {
+    tile.accumulate(pixels, w, k);
+  } else if constexpr (sizeof(RowType<T>) == 4) {
+    const float* rows[MR];
+    for (int r = 0; r < MR; ++r, wide += even(k)) {
+      copy_row(pixels[r], k, wide);
+      if (k % 2 == 1) wide[k] = 0;
+      rows[r] = wide;
+    }
+    tile.accumulate(rows, w, even(k));
+  } else {
+    tile.accumulate(pixels, w, k / 2 * 2);
+    if (k % 2 == 0) return;
+    T last[MR][2];
+    const T* last_rows[MR];
+    for (int r = 0; r < MR; ++r) {
+      last[r][0] = pixels[r][k - 1];
+      last[r][1] = 0;
+      last_rows[r] = last[r];
+    }
+    tile.accumulate(last_rows, w + (k - 1) * kPanelRows, 2);
   }
-  tile.accumulate(last_rows, w + (k - 1) * kPanelRows, 2);
 }
 
 // Adds bias and residual to one vector of sums of a pixel, rounds, and writes the `count` channels that exist.
@@ -91,10 +100,10 @@ inline void finish(const Conv2dParams& p, Vec sum, int64_t channel, int64_t coun
 }
 
 // Taps [first_tap, end_tap) of MR pixels and NV vectors of channels. `sums` carries what earlier taps gave to what
-// later ones add.
+// later ones add; wide: of accumulate_tap.
 template <int MR, int NV, class T, class Y>
 void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t channel,
-              int first_tap, int end_tap, float* sums) {
+              int first_tap, int end_tap, float* sums, float* wide) {
   const int64_t channels = p.in_channels;
   const int64_t tap_size = (sizeof(T) == 2 ? even(channels) : channels) * kPanelRows;
   const int num_taps = p.kernel * p.kernel;
@@ -114,7 +123,7 @@ void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, i
   for (int tap = first_tap; tap < end_tap; ++tap) {
     const T* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = tap_rows[r][tap];
-    accumulate_tap(tile, rows, from + tap * tap_size, channels);
+    accumulate_tap(tile, rows, from + tap * tap_size, channels, wide);
   }
   if (end_tap < num_taps) {
 #pragma GCC unroll 32
@@ -135,14 +144,14 @@ void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, i
 // Pixels [pixel, end) and channels [channel, channel_end), one part of the taps after the other.
 template <class T, class Y>
 void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end,
-               int64_t channel, int64_t channel_end, int taps_at_once, float* sums) {
+               int64_t channel, int64_t channel_end, int taps_at_once, float* sums, float* wide) {
   const int num_taps = p.kernel * p.kernel;
   for (int first = 0; first < num_taps; first += taps_at_once) {
     const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
     for_each_tile(end - pixel, channel, channel_end, [&]<int MR, int NV>(int64_t row, int64_t column) {
       // Every tile finds its sums again: those of one group of channels lie before those of the next.
       float* tile_sums = sums + (column - channel) * (end - pixel) + row * NV * kLanes;
-      run_tile<MR, NV, T, Y>(p, pixels, weight, pixel + row, column, first, last, tile_sums);
+      run_tile<MR, NV, T, Y>(p, pixels, weight, pixel + row, column, first, last, tile_sums, wide);
     });
   }
 }
@@ -160,11 +169,13 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
   const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kMaxTileRows - 1) / kMaxTileRows;
   const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
   const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTileColumns * sizeof(float);
+  const size_t wide_bytes = sizeof(RowType<T>) > sizeof(T) ? kMaxTileRows * channels * sizeof(float) : 0;
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
   parallel_for(pool, p.corners * groups * tiles, [&](int64_t begin, int64_t end, int thread) {
-    char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes));
+    char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes + wide_bytes));
     std::memset(scratch, 0, zeros_bytes);
     float* sums = reinterpret_cast<float*>(scratch + zeros_bytes);
+    float* wide = reinterpret_cast<float*>(scratch + zeros_bytes + sums_bytes);
     while (begin < end) {
       const int64_t group = begin / tiles, tile = begin % tiles;
       int64_t count = tiles - tile < end - begin ? tiles - tile : end - begin;
@@ -174,7 +185,7 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
       const int64_t first_pixel = tile * kMaxTileRows, last_pixel = first_pixel + count * kMaxTileRows;
       const int64_t channel = group % groups * kMaxTileColumns, channel_end = channel + kMaxTileColumns;
       run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count, channel,
-                      channel_end < out_channels ? channel_end : out_channels, taps_at_once, sums);
+                      channel_end < out_channels ? channel_end : out_channels, taps_at_once, sums, wide);
       begin += count;
     }
   });

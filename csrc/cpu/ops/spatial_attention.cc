@@ -34,8 +34,8 @@ struct Layout {
   static size_t aligned(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
   size_t shared_bytes() const { return aligned(keys_size() * sizeof(T)) + aligned(values_size() * sizeof(T)); }
   size_t scores_bytes() const { return aligned(kBlockQueries * n_cols * sizeof(float)); }
-  size_t weights_bytes() const { return aligned(kBlockQueries * n_k * sizeof(T)); }
-  size_t query_bytes() const { return aligned(kBlockQueries * channels_k * sizeof(T)); }
+  size_t weights_bytes() const { return aligned(kBlockQueries * n_k * sizeof(RowType<T>)); }
+  size_t query_bytes() const { return aligned(kBlockQueries * channels_k * sizeof(RowType<T>)); }
   size_t own_bytes() const { return scores_bytes() + weights_bytes() + query_bytes(); }
 };
 
@@ -67,7 +67,7 @@ void pack_values(const Layout<T>& s, const T* qkv, int64_t step, T* values) {
 
 // exp(scale * (s - max)) of one row, as factors of the second product; returns their sum.
 template <class T>
-float softmax_row(const Layout<T>& s, float* scores, float scale, T* weights) {
+float softmax_row(const Layout<T>& s, float* scores, float scale, RowType<T>* weights) {
   for (int64_t j = s.n; j < s.n_cols; ++j) scores[j] = -INFINITY;
   Vec top = load(scores);
   for (int64_t j = kLanes; j < s.n_cols; j += kLanes) top = max(top, load(scores + j));
@@ -78,7 +78,11 @@ float softmax_row(const Layout<T>& s, float* scores, float scale, T* weights) {
     sum += weight;
     store(scores + j, weight);
   }
-  for (int64_t j = 0; j < s.n_k; ++j) store_one(weights + j, j < s.n_cols ? scores[j] : 0.0f);
+  for (int64_t j = 0; j < s.n_k; ++j) {
+    T rounded{};
+    if (j < s.n_cols) store_one(&rounded, scores[j]);
+    copy_row(&rounded, 1, weights + j);
+  }
   return reduce_add(sum);
 }
 
@@ -87,17 +91,18 @@ template <class T>
 void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* qkv, const T* keys, const T* values,
                   int64_t image, int64_t first, int64_t count, char* own) {
   float* scores = reinterpret_cast<float*>(own);
-  T* weights = reinterpret_cast<T*>(own + s.scores_bytes());
-  T* queries = reinterpret_cast<T*>(own + s.scores_bytes() + s.weights_bytes());
+  auto* weights = reinterpret_cast<RowType<T>*>(own + s.scores_bytes());
+  auto* queries = reinterpret_cast<RowType<T>*>(own + s.scores_bytes() + s.weights_bytes());
   for (int64_t i = 0; i < count; ++i) {
-    const T* from = qkv + (first + i) * 3 * s.channels;
-    for (int64_t c = 0; c < s.channels_k; ++c) queries[i * s.channels_k + c] = c < s.channels ? from[c] : T{};
+    RowType<T>* query = queries + i * s.channels_k;
+    copy_row(qkv + (first + i) * 3 * s.channels, s.channels, query);
+    for (int64_t c = s.channels; c < s.channels_k; ++c) query[c] = {};
   }
   const auto part_of_panel = [](const T* panels, int64_t panel_elements, int64_t column) {
     return panels + column / kPanelRows * panel_elements + column % kPanelRows * Layout<T>::kPair;
   };
   for_each_tile(count, 0, whole_vectors(s.n), [&]<int MR, int NV>(int64_t row, int64_t column) {
-    const T* rows[MR];
+    const RowType<T>* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = queries + (row + r) * s.channels_k;
     Tile<MR, NV> tile;
     tile.clear();
@@ -110,7 +115,7 @@ void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* 
   const T* residual = static_cast<const T*>(p.residual.data);
   T* y = static_cast<T*>(p.y.data);
   for_each_tile(count, 0, whole_vectors(s.channels), [&]<int MR, int NV>(int64_t row, int64_t channel) {
-    const T* rows[MR];
+    const RowType<T>* rows[MR];
     for (int r = 0; r < MR; ++r) rows[r] = weights + (row + r) * s.n_k;
     Tile<MR, NV> tile;
     tile.clear();
