@@ -35,9 +35,16 @@ def padded(x: np.ndarray) -> np.ndarray:
 
 
 def quantize_weight(weight: np.ndarray, dtype: str) -> Quantized:
-    """float32 [M, K] as "int8" (one scale a row) or "int4" (one scale for 32 weights)."""
+    """float32 [M, K] as "int8" (one scale a row) or "int4" (one scale for 32 weights); NaN is the scale of what holds a
+    number that is none."""
     weight = padded(weight)
-    return _weight_int8(weight) if dtype == "int8" else _weight_int4(weight)
+    groups = weight.reshape(len(weight), -1, GROUP)
+    flawed = ~np.isfinite(groups).all(axis=2)
+    if dtype == "int8":
+        flawed = np.broadcast_to(flawed.any(axis=1, keepdims=True), flawed.shape)
+    finite = np.where(flawed[:, :, None], np.float32(0), groups).reshape(weight.shape)
+    found = _weight_int8(finite) if dtype == "int8" else _weight_int4(finite)
+    return Quantized(found.integers, np.where(flawed, np.float32(np.nan), found.scales))
 
 
 def quantize_rows(x: np.ndarray) -> Quantized:

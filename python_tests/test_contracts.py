@@ -9,6 +9,7 @@ import pytest
 from simplear_engine import Engine, _C
 from simplear_engine.backend import KV_DTYPES
 from simplear_engine.config import ModelConfig
+from simplear_engine.dtypes import encode_bfloat16
 from simplear_engine.errors import InvalidRequestError
 from simplear_engine.forward import cache_block_bytes, make_cache
 from simplear_engine.kernels.gumbel_noise.noise import gumbel, gumbel_noise
@@ -273,6 +274,36 @@ def test_image_is_the_same_after_a_neighbour_was_cancelled():
     assert_same(image, alone)
     assert neighbours == ["cancelled"] * 3
     assert stats["num_free_blocks"] == stats["num_blocks"]
+
+
+def attended(impl, cache_dtype, flaw):
+    """Rows of a window at positions 16 to 19; `flaw` stands in key and value of position 18."""
+    rng = np.random.default_rng(0)
+    keys, values = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 2, 64, 16), (2, 2, 16, 64)))
+    if flaw is not None:
+        keys[1, :, 5, 2] = values[1, :, 2, 7] = flaw
+    as_cached = (lambda x: _C.Tensor.from_numpy(encode_bfloat16(x), "bfloat16")) if cache_dtype == "bfloat16" else None
+    tensor = as_cached or _C.Tensor.from_numpy
+    out = _C.Tensor.zeros([4, 14 * 64], "float32")
+    args = {
+        "q": _C.Tensor.from_numpy(rng.standard_normal((4, 14 * 64)).astype(np.float32)),
+        "k_cache": tensor(keys), "v_cache": tensor(values), "out": out,
+        "query_start_loc": _C.Tensor.from_numpy(np.array([0, 4], np.int32)),
+        "context_lens": _C.Tensor.from_numpy(np.array([20], np.int32)),
+        "block_table": _C.Tensor.from_numpy(np.array([[0, 1]], np.int32)),
+    }  # fmt: skip
+    all_ops()["paged_attention"].run(impl, _C.ThreadPool(1), args, scale=0.125)
+    return out.numpy()
+
+
+@pytest.mark.parametrize("flaw", [np.nan, np.inf])
+@pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("impl", [*_C.available_isas(), "simt"])
+def test_draft_that_gives_no_numbers_spoils_no_row_before_it(impl, cache_dtype, flaw):
+    """A wrong draft may be a token that the network has no numbers for; a picture without drafts never meets it."""
+    found = attended(impl, cache_dtype, flaw)
+    np.testing.assert_array_equal(found[:2], attended(impl, cache_dtype, None)[:2])
+    assert not np.isfinite(found[2:]).all(axis=1).any()
 
 
 # ---------------------------------------------------------------- C3: redrawing a draft with its own noise verifies it

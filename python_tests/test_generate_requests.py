@@ -252,19 +252,59 @@ def test_prompt_longer_than_the_model_is_refused(tiny_engine):
     assert_nothing_is_left(tiny_engine)
 
 
+def test_interrupt_between_a_submit_and_its_note_leaves_nothing_behind(tiny_checkpoint):
+    class Interrupted:
+        """The engine's core, with Ctrl-C on the return of the second submit."""
+
+        def __init__(self, core):
+            self.core, self.num_submits = core, 0
+
+        def __getattr__(self, name):
+            return getattr(self.core, name)
+
+        def submit(self, request):
+            self.core.submit(request)
+            self.num_submits += 1
+            if self.num_submits == 2:
+                raise KeyboardInterrupt
+
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
+        engine._core = Interrupted(engine._core)
+        made, make = [], engine._request
+        engine._request = lambda *asked: made.append(make(*asked)) or made[-1]
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate("apple", height=512, width=512, num_images=3)
+        wait_until(lambda: engine.stats()["num_waiting"] + engine.stats()["num_running"] == 0)
+        assert [request.status for request in made] == ["failed", "failed", "queued"]
+
+
+def test_pause_that_an_interrupt_loses_ends(tiny_checkpoint):
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
+        engine._core.pause(weights_change=False)  # as where Ctrl-C comes before the result is taken
+        assert len(engine.generate(**SMALL)) == 1
+
+
+def test_kept_picture_does_not_keep_its_engine(tiny_checkpoint):
+    with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
+        (image,) = engine.generate(**SMALL)
+        image.pixels  # noqa: B018
+        weights = weakref.ref(engine._weights)
+    del engine
+    gc.collect()
+    assert weights() is None
+    assert np.isfinite(image.pixels).all()
+
+
 def test_full_queue_refuses_and_later_takes_again(tiny_checkpoint):
     with Engine.from_pretrained(tiny_checkpoint, threads=1, max_pairs=1, max_queue=1) as engine:
         expected = drawn(engine.generate(**SMALL))
         results = []
-        engine._core.pause()  # what is submitted now stays in the queue
-        try:
+        with engine._core.pause(weights_change=False):  # what is submitted now stays in the queue
             client = threading.Thread(target=lambda: results.append(drawn(engine.generate(**SMALL))))
             client.start()
             wait_until(lambda: engine.stats()["num_waiting"] == 1)
             with pytest.raises(QueueFullError, match="queue is full"):
                 engine.generate(**SMALL)
-        finally:
-            engine._core.resume(False)
         client.join(30)
         assert results == [expected]
         assert drawn(engine.generate(**SMALL)) == expected

@@ -94,6 +94,20 @@ def test_number_that_is_none_does_not_vanish(isa, dtype, bad, pool):
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_none_does_not_vanish(isa, dtype, bad, pool):
+    weight = np.random.default_rng(3).standard_normal((20, 70)).astype(np.float32)
+    weight[7, 40] = bad
+    y = _C.Tensor.zeros([3, 20], "float32")
+    x = _C.Tensor.from_numpy(np.ones((3, 70), np.float32))
+    all_ops()["linear"].run(isa, pool, {"x": x, "weight": pack_array(weight, dtype, pool), "y": y})
+    assert not np.isfinite(y.numpy()[:, 7]).any()
+    assert np.isfinite(np.delete(y.numpy(), 7, axis=1)).all()
+    assert not np.isfinite(quantize_weight(weight, dtype).values()[7]).all()
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
 def test_fuzzed_shapes_agree_with_the_baseline(isa, pool):
     rng = np.random.default_rng(4)
     linear = all_ops()["linear"]

@@ -226,6 +226,18 @@ def test_prompt_blocks_outlive_their_request_until_the_space_is_needed():
     assert engine.plan.num_tokens == 1
 
 
+def test_prompt_that_is_kept_loses_its_end_first():
+    engine = FakeEngine(max_tokens=64, num_blocks=12)
+    prompt = [2] * 13  # three blocks that can be shared
+    # The second takes the nine blocks that keep nothing and leaves one of them so; the third takes that and one more.
+    for other in (prompt, [1] * 33, [0] * 5):
+        engine.scheduler.enqueue(request(other, [], 1, 1))
+        engine.run()
+    engine.scheduler.enqueue(request(prompt, [], 1, 2))
+    engine.scheduler.next(engine.plan)
+    assert engine.plan.num_tokens == 13 - 2 * BLOCK
+
+
 def test_forgotten_prompts_are_computed_again():
     engine = FakeEngine(max_tokens=64)
     prompt = [2] * 13
@@ -277,6 +289,16 @@ def test_non_finite_logits_end_one_request_and_no_other():
         bad.raise_if_failed()
     assert list(good.codes) == expected_codes(good)
     assert_drawn_from_own_history(engine, [bad, good])
+
+
+def test_non_finite_logits_are_found_at_the_same_token_behind_drafts():
+    engine = FakeEngine()
+    bad = request([1], [2], 9, 1, draft_window=6)
+    engine.poisoned.add((1, 3))
+    engine.scheduler.enqueue(bad)
+    engine.run()
+    with pytest.raises(NumericalError, match="image token 3"):
+        bad.raise_if_failed()
 
 
 def test_full_queue_refuses():

@@ -10,6 +10,7 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from simplear_engine.config import ModelConfig
 from simplear_engine.engine_options import check_gpu, open_backend, where_pixels_are_decoded
 from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.kernels import float8
+from simplear_engine.kernels.op import all_ops
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -172,6 +174,26 @@ def test_images_are_the_same_in_a_crowd_that_comes_and_goes(cpu):
 def test_scores_are_those_of_the_cpu(cpu, device):
     tokens = np.random.default_rng(0).integers(0, CONFIG.num_codes, 300)
     np.testing.assert_array_equal(device.score_from_ids([1, 2, 3], tokens), cpu.score_from_ids([1, 2, 3], tokens))
+
+
+def test_scores_survive_a_picture_that_begins_in_the_same_step(cpu, device):
+    """A picture's first draw is padded to the draws of a bucket, which has fewer rows of logits for them."""
+    expected = cpu.score_from_ids([1], [5, 6, 7])
+    for engine in (cpu, device):
+        engine.score_from_ids([3], [9] * 60)  # leaves other rows behind
+        request = _C.Request()
+        request.prompt, request.forced_codes, request.num_image_tokens = [1], [5, 6, 7], 3
+        request.top_k = CONFIG.num_codes
+        request.scores = _C.Tensor.zeros([3, CONFIG.num_codes], "float32")
+        with engine._core.pause(weights_change=False):  # both are planned together
+            engine._core.submit(request)
+            thread = threading.Thread(target=draw, args=(engine,), kwargs={"side": 1, "guidance_scale": 1.0})
+            thread.start()
+            while engine.stats()["num_waiting"] < 2:
+                pass
+        thread.join()
+        assert request.wait(30)
+        np.testing.assert_array_equal(request.scores.numpy(), expected)
 
 
 def test_changed_weights_are_seen():
@@ -370,6 +392,35 @@ def test_image_without_numbers_does_not_disturb_its_neighbours(cpu):
     assert_same(images[0], draw(cpu, seed=5, side=15))
 
 
+def test_device_that_fails_ends_its_requests_and_not_the_process():
+    """As after an illegal address, every call of the device fails from then on."""
+    code = textwrap.dedent("""
+        import test_simulated_device as t
+        from simplear_engine import _C
+        from simplear_engine.errors import InternalError
+
+        engine = t.make_engine("simulated")
+        zeros = lambda *shape: engine._backend.upload(_C.Tensor.zeros(shape, "float32"))
+        weight = t.device_backend.PackedWeight(zeros(8 * 20000), (8, 20000))
+        fields = t.all_ops()["linear"].fields(
+            {"x": zeros(1, 20000), "weight": weight, "y": zeros(1, 8)}, {"accumulate": 0}, "simt"
+        )
+        engine._program.add("linear", "simt", fields)  # needs more shared memory than there is
+        for _ in range(2):
+            try:
+                t.draw(engine, prompt_length=150)
+            except InternalError as error:
+                print(error)
+        engine.close()
+        print("alive")
+    """)
+    folder = str(Path(__file__).parent)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=folder)
+    lines = found.stdout.splitlines()
+    assert lines[-1:] == ["alive"] and len(lines) == 3, found.stderr
+    assert all("shared memory" in line for line in lines[:2])
+
+
 def test_closed_engine_ends_its_requests():
     engine = make_engine("simulated")
     failed = []
@@ -399,7 +450,7 @@ def small_device():
 
 def test_too_little_memory_says_what_is_needed_and_what_is_there(small_device):
     weights = random_weights()
-    with pytest.raises(CapacityError, match=r"simulated:1: out of memory"):
+    with pytest.raises(CapacityError, match=r"simulated:1: out of memory, \d+ bytes were asked for, \d+ are free"):
         make_engine("simulated:1", weights, kv_cache_bytes=8 << 20)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from simplear_engine import _C
 from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import CapacityError, InvalidRequestError
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "uint64", "uint8", "float16"])
@@ -94,9 +94,41 @@ def test_object_without_dlpack_is_refused():
         _C.Tensor.from_dlpack([1, 2, 3])
 
 
-def test_impossible_shape_is_refused():
-    with pytest.raises(Exception, match="overflows|refused"):
-        _C.Tensor.zeros([1 << 40, 1 << 40], "float32")
+def test_capsule_that_somebody_has_taken_over_is_refused():
+    class Lender:
+        def __init__(self, array):
+            self.capsule = array.__dlpack__()
+
+        def __dlpack__(self, **how):
+            return self.capsule
+
+    lender = Lender(np.arange(6, dtype=np.float32))
+    tensor = _C.Tensor.from_dlpack(lender)
+    with pytest.raises(InvalidRequestError, match="a capsule that nobody has taken over yet, got .*used_dltensor"):
+        _C.Tensor.from_dlpack(lender)
+    assert tensor.numpy().sum() == 15
+    lender.capsule = 5
+    with pytest.raises(InvalidRequestError, match="expected __dlpack__ to give a capsule"):
+        _C.Tensor.from_dlpack(lender)
+
+
+def test_what_dlpack_cannot_say_is_not_lent():
+    array = np.zeros(4, np.float32)
+    array.flags.writeable = False
+    with pytest.raises(BufferError, match="read-only"):
+        np.from_dlpack(_C.Tensor.from_numpy(array))
+    with pytest.raises(BufferError, match="int4"):
+        _C.Tensor.zeros([4], "int4").__dlpack__()
+    with pytest.raises(BufferError, match="copy=True"):
+        _C.Tensor.zeros([4], "float32").__dlpack__(copy=True)
+    with pytest.raises(BufferError, match="on cpu"):
+        _C.Tensor.zeros([4], "float32").__dlpack__(dl_device=(2, 0))
+
+
+@pytest.mark.parametrize("shape", [[1 << 40, 1 << 40], [1 << 62], [(1 << 62) - 1]])
+def test_impossible_shape_is_refused(shape):
+    with pytest.raises(CapacityError, match="overflows|refused"):
+        _C.Tensor.zeros(shape, "float32")
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())

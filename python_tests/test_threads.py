@@ -1,5 +1,8 @@
 """How many threads an engine takes, and that they cost nothing while there is nothing to do."""
 
+import subprocess
+import sys
+import textwrap
 import time
 
 import numpy as np
@@ -91,6 +94,11 @@ def test_a_group_outside_of_what_is_mounted_is_not_looked_for(eight_cores):
     assert eight_cores.threads() == 5
 
 
+def test_a_group_whose_name_begins_like_the_mounts_root_is_another(eight_cores):
+    eight_cores.cgroup2("/lxc/web-1", mounted_root="/lxc/web").write("sys/fs/cgroup/cpu.max", "300000 100000\n")
+    assert eight_cores.threads() == 3
+
+
 def test_version_1_quota_counts(eight_cores):
     eight_cores.write("proc/self/cgroup", "9:name=systemd:/\n4:cpuset:/x\n3:cpu,cpuacct:/batch/job\n0::/\n")
     eight_cores.write(
@@ -116,6 +124,21 @@ def test_this_process_gets_at_least_one_thread():
     assert _C.default_num_threads() >= 1
 
 
+def test_threads_that_the_system_refuses_are_an_error_and_no_end_of_the_process():
+    code = textwrap.dedent("""
+        import resource
+        from simplear_engine import CapacityError, _C
+
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)
+        try:
+            _C.ThreadPool(1024)
+        except CapacityError as error:
+            print(error)
+    """)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "threads: the system refuses to start 1024" in found.stdout, found.stderr
+
+
 def test_threads_of_an_idle_engine_use_no_processor_time(tiny_checkpoint):
     from simplear_engine import Engine
 
@@ -134,15 +157,12 @@ def test_waiting_for_a_request_uses_no_processor_time(tiny_checkpoint):
     from simplear_engine import Engine
 
     with Engine.from_pretrained(tiny_checkpoint, threads=1) as engine:
-        engine._core.pause()
-        try:
+        with engine._core.pause(weights_change=False):
             request = engine._request(_prompt(), 1, _greedy(engine))
             engine._core.submit(request)
             before = time.process_time()
             assert not request.wait(0.5)
             assert time.process_time() - before < 0.3
-        finally:
-            engine._core.resume(False)
         assert request.wait(60.0)
         assert np.all(request.codes >= 0)
 

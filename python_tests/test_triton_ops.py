@@ -153,12 +153,14 @@ def test_row_of_gate_and_up_is_the_same_alone_and_in_a_crowd():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_query_is_the_same_alone_and_in_a_window_beside_others(dtype):
-    """One query of a sequence of 200 keys, by itself, and as the third of five behind another sequence."""
+    """One query of a sequence of 200 keys, by itself, and as the third of five, the last of which brings
+    no numbers, behind another sequence."""
     rng = np.random.default_rng(3)
     groups, heads, dim, table = 2, 6, 16, 13
     shape = (2 * table, groups, dim, 16)
     k_cache, v_cache = rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32).swapaxes(2, 3)
     tables = rng.permutation(2 * table).reshape(2, table).astype(np.int32)
+    k_cache[tables[1, 201 // 16], :, :, 201 % 16] = v_cache[tables[1, 201 // 16], :, 201 % 16] = np.nan
     q = rng.standard_normal((7, heads * dim), np.float32)
 
     def attend(queries, lengths, contexts, tables):
@@ -172,6 +174,7 @@ def test_query_is_the_same_alone_and_in_a_window_beside_others(dtype):
     crowd = attend(q, [2, 5], [150, 202], tables)
     alone = attend(q[4:5], [1], [200], tables[1:])
     np.testing.assert_array_equal(alone[0], crowd[4])
+    assert np.isnan(crowd[6]).all() and np.isfinite(crowd[:6]).all()
 
 
 def test_draw_is_the_same_alone_and_in_a_crowd():

@@ -345,12 +345,9 @@ class Engine:
         Waits for the step under way; pictures in flight go on with the new weights.
         """
         self._check_process()
-        self._core.pause()
-        try:
+        with self._core.pause(weights_change=True):
             self._weights.refresh()
             self.weights_version += 1
-        finally:
-            self._core.resume(True)
 
     def wait_stream(self, stream) -> None:
         """On a GPU: what the engine reads and computes from now on comes after all that has been enqueued on `stream` so
@@ -373,12 +370,9 @@ class Engine:
     def _between_steps(self, order: Callable[[int], None]) -> None:
         """Calls order(stream) for both of the engine's streams while nothing is being enqueued or captured on them."""
         self._check_process()
-        self._core.pause()
-        try:
+        with self._core.pause(weights_change=False):
             order(self._backend.stream)
             order(self._runner.stream)
-        finally:
-            self._core.resume(False)
 
     def stats(self) -> dict:
         """Counters since the start (num_steps, num_tokens, busy_seconds; num_drafts_verified and num_drafts_kept by place in
@@ -396,7 +390,8 @@ class Engine:
         return entries.shape[1]
 
     def close(self) -> None:
-        """Ends the engine's threads; requests in flight end with CancelledError. May be called twice."""
+        """Ends the engine: requests in flight end with CancelledError, and there are no new ones. May be called twice. What
+        it takes of memory and of threads that sleep goes with the last reference to it."""
         core = getattr(self, "_core", None)
         if core is not None and os.getpid() == self._pid:
             self._is_closing = True
@@ -419,11 +414,7 @@ class Engine:
         return check_sampling(self.defaults, self.model, self._compression, **parameters)
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise UnsupportedError(
-                "this engine was made in another process: threads do not survive fork(), so make the engine in the "
-                'child, or start children with multiprocessing\'s "spawn"'
-            )
+        _check_process(self._pid)
 
     def _draw(self, prompts: list[_Prompt], sampling: Sampling, on_progress) -> list[GeneratedImage]:
         self._check_process()
@@ -495,7 +486,8 @@ class Engine:
                 collect(index)
                 done.popleft()
         except BaseException:
-            for _, request in done:
+            # An interrupt may have come between a submit and its note of it.
+            for request in requests:
                 self._core.cancel(request)
             for _, request in done:
                 request.wait(60.0)
@@ -515,15 +507,9 @@ class Engine:
         tokens = request.codes.reshape(sampling.grid)
         timings = dict(request.timings)
         if self._pixels is not None:
-            decoding = self._pixels.start(tokens, timings)
-
-            def pixels() -> np.ndarray:
-                if decoding.pixels is None:
-                    self._check_process()  # the thread that makes them is there only
-                return decoding.result()
-
+            pixels = _pixels_of(self._pixels.start(tokens, timings), self._pid)
         else:
-            pixels = self._no_pixels
+            pixels = _no_pixels
         return GeneratedImage(
             tokens=tokens, log_probs=request.log_probs.reshape(sampling.grid), seed=seed, prompt=prompt.text,
             negative_prompt=prompt.negative_text if sampling.guidance_scale != 1 else None,
@@ -533,8 +519,29 @@ class Engine:
             draft_counts=request.draft_counts, inexact=sampling.inexact, _pixels=pixels,
         )  # fmt: skip
 
-    def _no_pixels(self):
+
+# A picture that is kept must not keep its engine, so these know nothing of it.
+
+
+def _check_process(pid: int) -> None:
+    if os.getpid() != pid:
         raise UnsupportedError(
-            "this checkpoint has no image tokenizer (no folder vq/): pass image_tokenizer= a folder with decoder.jit or a "
-            ".safetensors file; the codes are in .tokens"
+            "this engine was made in another process: threads do not survive fork(), so make the engine in the "
+            'child, or start children with multiprocessing\'s "spawn"'
         )
+
+
+def _pixels_of(decoding, pid: int) -> Callable[[], np.ndarray]:
+    def pixels() -> np.ndarray:
+        if decoding.pixels is None:
+            _check_process(pid)  # the thread that makes them is there only
+        return decoding.result()
+
+    return pixels
+
+
+def _no_pixels() -> np.ndarray:
+    raise UnsupportedError(
+        "this checkpoint has no image tokenizer (no folder vq/): pass image_tokenizer= a folder with decoder.jit or a "
+        ".safetensors file; the codes are in .tokens"
+    )

@@ -1,5 +1,7 @@
 #include "bindings/dlpack.h"
 
+#include <algorithm>
+
 #include "bindings/py_owner.h"
 #include "core/check.h"
 
@@ -31,6 +33,8 @@ struct DLManagedTensor {
   void* manager_ctx;
   void (*deleter)(DLManagedTensor*);
 };
+
+constexpr const char* kFreshName = "dltensor";
 
 constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4;
 
@@ -75,8 +79,10 @@ Tensor tensor_from_dlpack(const py::object& lender, std::optional<uint64_t> stre
   // The lender sees to it that what it has enqueued comes before what is enqueued on `stream`; -1: it need not.
   py::dict how;
   if (!is_host) how["stream"] = stream ? py::object(py::int_(*stream)) : py::object(py::int_(-1));
-  py::capsule capsule = lender.attr("__dlpack__")(**how);
-  auto* managed = capsule.get_pointer<DLManagedTensor>();
+  const py::object capsule = lender.attr("__dlpack__")(**how);
+  check(PyCapsule_IsValid(capsule.ptr(), kFreshName), invalid,
+        "expected __dlpack__ to give a capsule that nobody has taken over yet, got ", std::string(py::repr(capsule)));
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kFreshName));
   const DLTensor& dl = managed->dl_tensor;
   check(is_contiguous(dl), invalid, "expected a contiguous tensor: call .contiguous() on it first");
   Tensor tensor;
@@ -88,7 +94,7 @@ Tensor tensor_from_dlpack(const py::object& lender, std::optional<uint64_t> stre
     known = true;
   }
   check(known, invalid, "tensor dtype (DLPack code ", int{dl.dtype.code}, ", ", int{dl.dtype.bits},
-        " bits) is not one of float32, bfloat16, float16, int32, int64, uint64, uint8");
+        " bits) is not one of float32, bfloat16, float16, int32, int64, uint64, uint8, int8");
   tensor.shape.assign(dl.shape, dl.shape + dl.ndim);
   tensor.data = static_cast<char*>(dl.data) + dl.byte_offset;
   PyCapsule_SetName(capsule.ptr(), "used_dltensor");
@@ -104,6 +110,10 @@ Tensor tensor_from_dlpack(const py::object& lender, std::optional<uint64_t> stre
 }
 
 py::capsule tensor_to_dlpack(const Tensor& tensor) {
+  if (tensor.read_only) throw py::buffer_error("this tensor is read-only, which DLPack cannot say: use numpy()");
+  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                  [&](const TypePair& known) { return known.dtype == tensor.dtype; });
+  if (type == std::end(kTypes)) throw py::buffer_error(std::string("DLPack has no dtype ") + name_of(tensor.dtype));
   struct Holder {
     DLManagedTensor managed;
     Tensor tensor;
@@ -113,17 +123,16 @@ py::capsule tensor_to_dlpack(const Tensor& tensor) {
   dl.data = tensor.data;
   dl.device = {static_cast<int32_t>(tensor.device.kind), tensor.device.index};
   dl.ndim = static_cast<int32_t>(tensor.shape.size());
-  for (const TypePair& type : kTypes)
-    if (type.dtype == tensor.dtype) dl.dtype = type.dl;
+  dl.dtype = type->dl;
   dl.shape = holder->tensor.shape.data();
   dl.strides = nullptr;
   dl.byte_offset = 0;
   holder->managed.manager_ctx = holder;
   holder->managed.deleter = [](DLManagedTensor* m) { delete static_cast<Holder*>(m->manager_ctx); };
-  return py::capsule(&holder->managed, "dltensor", [](PyObject* object) {
+  return py::capsule(&holder->managed, kFreshName, [](PyObject* object) {
     // A consumer renames the capsule and takes the tensor over.
-    if (!PyCapsule_IsValid(object, "dltensor")) return;
-    auto* m = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
+    if (!PyCapsule_IsValid(object, kFreshName)) return;
+    auto* m = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(object, kFreshName));
     m->deleter(m);
   });
 }

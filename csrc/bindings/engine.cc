@@ -60,6 +60,15 @@ struct StopWithoutGil {
   }
 };
 
+// Likewise: the engine thread may be holding what ends the pause.
+struct EndWithoutGil {
+  ThisProcess owner;
+  void operator()(Engine::Pause* pause) const {
+    if (owner.is_here()) without_gil([pause] { delete pause; });
+  }
+};
+using PauseHolder = std::unique_ptr<Engine::Pause, EndWithoutGil>;
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
@@ -157,6 +166,10 @@ void bind_engine(py::module_& m) {
       .def(py::init<std::shared_ptr<Program>, std::shared_ptr<ThreadPool>, Tensor>(), py::kw_only(), py::arg("program"),
            py::arg("pool"), py::arg("logits"));
 
+  py::class_<Engine::Pause, PauseHolder>(m, "Pause", "While it lasts no step runs. An interrupt that loses it ends it.")
+      .def("__enter__", [](py::object pause) { return pause; })
+      .def("__exit__", [](Engine::Pause& pause, const py::args&) { without_gil([&] { pause.end(); }); });
+
   py::class_<Engine, std::unique_ptr<Engine, StopWithoutGil>>(
       m, "Engine", "The engine thread: plans, runs and commits steps without touching Python.")
       .def(py::init([](std::shared_ptr<StepPlan> plan, std::shared_ptr<StepRunner> runner, int32_t num_blocks,
@@ -170,8 +183,13 @@ void bind_engine(py::module_& m) {
            py::arg("max_queue"), py::arg("max_positions"), py::arg("num_codes"), py::arg("visual_offset"))
       .def("submit", gil_free(&Engine::submit), py::arg("request"))
       .def("cancel", gil_free(&Engine::cancel), py::arg("request"))
-      .def("pause", gil_free(&Engine::pause))
-      .def("resume", gil_free(&Engine::resume), py::arg("weights_changed"))
+      .def(
+          "pause",
+          [](Engine& engine, bool weights_change) {
+            return PauseHolder(without_gil([&] { return new Engine::Pause(engine, weights_change); }));
+          },
+          py::arg("weights_change"), py::keep_alive<0, 1>(),
+          "Waits for the step under way. No other begins until the result, a context manager, is left or let go of.")
       .def("stop", gil_free(&Engine::stop))
       .def("stats",
            [](Engine& engine) {

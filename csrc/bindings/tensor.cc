@@ -88,7 +88,15 @@ void bind_tensor(py::module_& m) {
             return part;
           },
           py::arg("begin"), py::arg("end"), "A view of rows begin..end-1; keeps the memory alive.")
-      .def("__dlpack__", [](const Tensor& t, const py::kwargs&) { return tensor_to_dlpack(t); })
+      .def("__dlpack__",
+           [](const Tensor& t, const py::kwargs& how) {
+             if (how.contains("copy") && !how["copy"].is_none() && how["copy"].cast<bool>())
+               throw py::buffer_error("this tensor is lent and not copied: copy=True is not to be had");
+             const py::object own = py::make_tuple(static_cast<int32_t>(t.device.kind), t.device.index);
+             if (how.contains("dl_device") && !how["dl_device"].is_none() && !own.equal(how["dl_device"]))
+               throw py::buffer_error("this tensor is on " + name_of(t.device) + ": download() it");
+             return tensor_to_dlpack(t);
+           })
       .def("__dlpack_device__",
            [](const Tensor& t) { return py::make_tuple(static_cast<int32_t>(t.device.kind), t.device.index); })
       .def_property_readonly("dtype", [](const Tensor& t) { return name_of(t.dtype); })

@@ -47,7 +47,9 @@ bool BlockAllocator::reserve(std::span<const int32_t> prompt, int32_t count, std
 }
 
 void BlockAllocator::release(const std::vector<int32_t>& blocks) {
-  for (int32_t b : blocks) {
+  // The last first: a prompt that has lost its first block cannot be found any more, whatever else of it is left.
+  for (size_t i = blocks.size(); i-- > 0;) {
+    const int32_t b = blocks[i];
     Block& block = blocks_[b];
     check(block.ref_count > 0, ErrorKind::kInternal, "KV block ", b, " released twice");
     if (--block.ref_count > 0) continue;

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <system_error>
+#include <utility>
+
+#include "core/check.h"
 
 namespace simplear {
 namespace {
@@ -16,6 +20,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+template <class Body>
+std::thread start_thread(const Body& body) {
+  try {
+    return std::thread(body);
+  } catch (const std::system_error& error) {
+    fail(ErrorKind::kCapacity, "the system refuses to start the engine's thread: ", error.what());
+  }
+}
+
 }  // namespace
 
 Engine::Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_size, std::shared_ptr<StepPlan> plan,
@@ -23,7 +36,7 @@ Engine::Engine(const SchedulerLimits& limits, int32_t num_blocks, int32_t block_
     : plan_(std::move(plan)),
       runner_(std::move(runner)),
       scheduler_(for_runner(limits, *runner_), plan_->limits, num_blocks, block_size),
-      thread_([this] { loop(); }) {}
+      thread_(start_thread([this] { loop(); })) {}
 
 Engine::~Engine() { stop(); }
 
@@ -61,6 +74,11 @@ void Engine::resume(bool weights_changed) {
     --num_pauses_;
   }
   wake_.notify_one();
+}
+
+void Engine::Pause::end() {
+  if (std::exchange(has_ended_, true)) return;
+  engine_.resume(weights_change_);
 }
 
 Engine::Stats Engine::stats() {

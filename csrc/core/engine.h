@@ -33,9 +33,20 @@ class Engine {
   // Waits until the request ended or `seconds` have passed; true when it ended.
   static bool wait(Request& request, double seconds);
 
-  // Between pause() and resume() no step runs: weights may be rewritten in place.
-  void pause();
-  void resume(bool weights_changed);
+  // While one of these lives no step runs: weights may be rewritten in place, after which cached prompts are of no use.
+  class Pause {
+   public:
+    Pause(Engine& engine, bool weights_change) : engine_(engine), weights_change_(weights_change) { engine.pause(); }
+    ~Pause() { end(); }
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+    void end();
+
+   private:
+    Engine& engine_;
+    const bool weights_change_;
+    bool has_ended_ = false;
+  };
 
   Stats stats();
 
@@ -53,6 +64,8 @@ class Engine {
   void stop();
 
  private:
+  void pause();
+  void resume(bool weights_changed);
   void loop();
   void run_batch(std::unique_lock<std::mutex>& lock);
   bool commit(const DrawnSteps& drawn, int32_t step);

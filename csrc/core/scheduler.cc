@@ -442,8 +442,8 @@ void Scheduler::take_codes(Running& running, std::span<const int32_t> codes, int
   }
 }
 
-// Applies a rule of ratio_test.h to what the network says of the drafts. False where it says no number.
-bool Scheduler::take_logits(Running& running, const StepPlan& plan, std::span<const float> logits) {
+// Applies a rule of ratio_test.h to what the network says of the drafts.
+void Scheduler::take_logits(Running& running, const StepPlan& plan, std::span<const float> logits) {
   Request& request = *running.request;
   const auto num_places = running.num_scores / static_cast<int32_t>(running.rows.size());
   const size_t width = limits_.num_codes;
@@ -453,19 +453,20 @@ bool Scheduler::take_logits(Running& running, const StepPlan& plan, std::span<co
     const auto row = [&](size_t at) { return logits.subspan((running.first_logit_row + at) * width, width); };
     const auto uncond = running.rows.size() == 2 ? row(num_places + i) : std::span<const float>();
     if (!draw_distribution(row(i), uncond, request.guidance_scale, request.temperature, request.top_k, request.top_p,
-                           std::span(p).subspan(i * width, width)))
-      return false;
+                           std::span(p).subspan(i * width, width))) {
+      running.flawed_code = static_cast<int32_t>(request.codes.size()) + i;
+      return;
+    }
   }
   const Verdict verdict =
       test_drafts(request.draft_rule, running.draft, p, limits_.num_codes, request.seed,
                   static_cast<int32_t>(request.codes.size()), static_cast<int32_t>(request.accepted_lens.size()));
   request.log_probs.insert(request.log_probs.end(), verdict.log_probs.begin(), verdict.log_probs.end());
   take_codes(running, verdict.codes, num_places - 1, verdict.num_drafts_kept, plan);
-  return true;
 }
 
-// Keeps the drafts that were redrawn as they are, and the first token that was not. False when that is no number.
-bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
+// Keeps the drafts that were redrawn as they are, and the first token that was not.
+void Scheduler::take_draws(Running& running, const StepPlan& plan) {
   Request& request = *running.request;
   const std::span drawn(plan.token.as<int32_t>() + running.first_draw, running.num_draws);
   const std::span log_probs(plan.log_prob.as<float>() + running.first_draw, running.num_draws);
@@ -473,7 +474,10 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
   const int32_t accepted = accepted_length(running.draft.drafts, drawn, request.relaxed_levels);
   std::vector<int32_t> codes;
   for (int32_t i = 0; i < accepted; ++i) {
-    if (drawn[i] < 0) return false;
+    if (drawn[i] < 0) {
+      running.flawed_code = static_cast<int32_t>(request.codes.size()) + i;
+      return;
+    }
     codes.push_back(i + 1 < accepted ? running.draft.drafts[i].chosen.code : drawn[i]);
     // Of a neighbour's probability nothing is known.
     request.log_probs.push_back(codes[i] == drawn[i] ? log_probs[i] : std::numeric_limits<float>::quiet_NaN());
@@ -483,25 +487,23 @@ bool Scheduler::take_draws(Running& running, const StepPlan& plan) {
     by_place_.observe(place_of(i), i < accepted - 1);
   take_redraws(running.draft, accepted, drawn, log_probs, acceptance_);
   if (learns_drafts_ && request.draft_window > 1) learn_codes(running.draft, accepted, context_table_);
-  return true;
 }
 
-// What the step found out for one request. False where the network says no number.
-bool Scheduler::take(Running& running, const StepPlan& plan, std::span<const float> logits) {
+// What the step found out for one request.
+void Scheduler::take(Running& running, const StepPlan& plan, std::span<const float> logits) {
   if (running.num_scores > 0 && running.request->is_scoring()) take_scores(running, logits);
-  else if (running.num_scores > 0) return take_logits(running, plan, logits);
-  else if (running.num_draws > 0) return take_draws(running, plan);
-  return true;
+  else if (running.num_scores > 0) take_logits(running, plan, logits);
+  else if (running.num_draws > 0) take_draws(running, plan);
 }
 
 void Scheduler::commit(const StepPlan& plan, std::span<const float> logits) {
   // All of it before anybody leaves: an exception finds the batch whole.
-  for (Running& running : running_) running.is_number = take(running, plan, logits);
+  for (Running& running : running_) take(running, plan, logits);
   std::erase_if(running_, [&](Running& running) {
     Request& request = *running.request;
-    if (!running.is_number) {
+    if (running.flawed_code >= 0) {
       finish(running, RequestStatus::kFailed, ErrorKind::kNumerical,
-             "the logits of image token " + std::to_string(request.codes.size()) +
+             "the logits of image token " + std::to_string(running.flawed_code) +
                  " hold NaN or infinity: the weights or the guidance scale are out of range");
       return true;
     }
@@ -515,6 +517,14 @@ void Scheduler::finish(Running& running, RequestStatus status, ErrorKind kind, c
   for (const Sequence& row : running.rows) allocator_.release(row.blocks);
   free_slots_.push_back(running.slot);
   end(*running.request, status, kind, message);
+}
+
+void Scheduler::fail_step(const std::string& message) {
+  // Where nobody takes part, one of those who wait is the cause.
+  if (running_.empty()) return fail_all(ErrorKind::kInternal, message);
+  for (Running& running : running_) finish(running, RequestStatus::kFailed, ErrorKind::kInternal, message);
+  running_.clear();
+  forget_prefixes();  // blocks marked as filled may not be
 }
 
 void Scheduler::fail_all(ErrorKind kind, const std::string& message) {

@@ -61,11 +61,8 @@ class Scheduler {
   // Ends every request with this error.
   void fail_all(ErrorKind kind, const std::string& message);
 
-  // As above after a step that broke off: blocks marked as filled may not be.
-  void fail_step(const std::string& message) {
-    fail_all(ErrorKind::kInternal, message);
-    forget_prefixes();
-  }
+  // Ends those who took part in a step that broke off.
+  void fail_step(const std::string& message);
 
   void forget_prefixes() { allocator_.forget_prefixes(); }
 
@@ -97,7 +94,7 @@ class Scheduler {
     // Of the step under way: draws, or rows of logits that are wanted whole, for scores or for a rule that draws here.
     int32_t first_draw = 0, num_draws = 0;
     int32_t first_logit_row = 0, first_score = 0, num_scores = 0;
-    bool is_number = true;
+    int32_t flawed_code = -1;  // the first whose logits are no numbers
   };
   // Room in a step.
   struct Reserve {
@@ -123,10 +120,10 @@ class Scheduler {
   void append_rows(Running& running, Sequence& row, int32_t count, StepPlan& plan);
   void append_window(Running& running, int32_t num_drafts, StepPlan& plan);
   void append_draws(Running& running, int32_t first_seq, int32_t num_draws, StepPlan& plan);
-  bool take(Running& running, const StepPlan& plan, std::span<const float> logits);
+  void take(Running& running, const StepPlan& plan, std::span<const float> logits);
   void take_scores(Running& running, std::span<const float> logits);
-  bool take_draws(Running& running, const StepPlan& plan);
-  bool take_logits(Running& running, const StepPlan& plan, std::span<const float> logits);
+  void take_draws(Running& running, const StepPlan& plan);
+  void take_logits(Running& running, const StepPlan& plan, std::span<const float> logits);
   void take_codes(Running& running, std::span<const int32_t> codes, int32_t num_drafts, int32_t num_drafts_kept,
                   const StepPlan& plan);
   void finish(Running& running, RequestStatus status, ErrorKind kind, const std::string& message);

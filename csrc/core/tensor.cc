@@ -12,14 +12,20 @@ std::string name_of(DeviceId device) {
   return (device.kind == DeviceKind::kCuda ? "cuda:" : "simulated:") + std::to_string(device.index);
 }
 
-Tensor Tensor::zeros(std::vector<int64_t> shape, DType dtype) {
-  Tensor tensor;
-  tensor.dtype = dtype;
-  int64_t count = 1;
+void check_shape(const std::vector<int64_t>& shape, DType dtype) {
+  constexpr int64_t kMostBytes = int64_t{1} << 62;
+  int64_t bytes = static_cast<int64_t>(size_of(dtype));
   for (int64_t extent : shape) {
     check(extent >= 0, ErrorKind::kInternal, "tensor: negative extent ", extent);
-    check(!__builtin_mul_overflow(count, extent, &count), ErrorKind::kCapacity, "tensor: shape overflows");
+    check(!__builtin_mul_overflow(bytes, extent, &bytes) && bytes <= kMostBytes, ErrorKind::kCapacity,
+          "tensor: the shape overflows");
   }
+}
+
+Tensor Tensor::zeros(std::vector<int64_t> shape, DType dtype) {
+  check_shape(shape, dtype);
+  Tensor tensor;
+  tensor.dtype = dtype;
   tensor.shape = std::move(shape);
   const size_t bytes = tensor.bytes();
   if (bytes >= kMinHugePageBytes) {

@@ -51,4 +51,7 @@ struct Tensor {
   static Tensor zeros(std::vector<int64_t> shape, DType dtype);
 };
 
+// Throws kCapacity where a tensor of this shape would have more bytes than can be counted.
+void check_shape(const std::vector<int64_t>& shape, DType dtype);
+
 }  // namespace simplear

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <cstdlib>
+#include <system_error>
 #include <utility>
 
 #include "core/check.h"
@@ -22,15 +23,25 @@ inline void relax() {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), workers_(num_threads - 1), scratch_(num_threads) {
-  for (int t = 1; t < num_threads_; ++t) workers_[t - 1].thread = std::thread([this, t] { work(t); });
+  try {
+    for (int t = 1; t < num_threads_; ++t) workers_[t - 1].thread = std::thread([this, t] { work(t); });
+  } catch (const std::system_error& error) {
+    stop();
+    fail(ErrorKind::kCapacity, "threads: the system refuses to start ", num_threads, ": ", error.what());
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  stop();
+  for (Scratch& scratch : scratch_) std::free(scratch.memory);
+}
+
+void ThreadPool::stop() {
   stopping_ = true;
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  for (Worker& worker : workers_) worker.thread.join();
-  for (Scratch& scratch : scratch_) std::free(scratch.memory);
+  for (Worker& worker : workers_)
+    if (worker.thread.joinable()) worker.thread.join();
 }
 
 void ThreadPool::run(Function function, void* context) {

@@ -39,6 +39,7 @@ class ThreadPool {
   void* scratch(int thread, size_t bytes);
 
  private:
+  void stop();
   void work(int thread);
   void call(int thread);
 

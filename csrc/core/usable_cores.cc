@@ -104,8 +104,9 @@ double cgroup_quota(const std::string& root) {
     if (!find_group(root, version2, group)) continue;
     // A container sees its own group as the mount's root, whatever the group is called outside. ".." comes up where the
     // process lies outside of what is mounted; nothing more can be known then than what the mount itself says.
-    if (mounted_root != "/" && group.compare(0, mounted_root.size(), mounted_root) == 0)
+    if (mounted_root != "/" && (group + "/").compare(0, mounted_root.size() + 1, mounted_root + "/") == 0)
       group.erase(0, mounted_root.size());
+    else if (mounted_root != "/") group.clear();
     if (group.find("/..") != std::string::npos) group.clear();
     quota = std::min(quota, quota_along(root + mount, group));
   }

@@ -22,7 +22,18 @@ constexpr float kFactors[] = {1.0f, 0.9375f, 1.0625f, 0.875f, 1.125f};
 // To the nearest integer, ties to even, for magnitudes below 2^22.
 inline __attribute__((always_inline)) float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// Largest magnitude; weights are finite.
+// Whether one of them is NaN or infinite.
+inline __attribute__((always_inline)) bool has_flaw(const float* weights, int64_t n) {
+  uint32_t flaws = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, weights + i, 4);
+    flaws |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return flaws != 0;
+}
+
+// Largest magnitude of finite weights.
 inline __attribute__((always_inline)) float largest(const float* weights, int64_t n) {
   float most = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
@@ -58,9 +69,10 @@ inline __attribute__((always_inline)) float round_group(const float* weights, fl
   return sum;
 }
 
-// The chosen scale of a group and its integers.
+// The chosen scale of a group and its integers. A weight that is no number makes the scale none, so that it is noticed.
 inline __attribute__((always_inline)) float quantize_group(const float* weights, float* q) {
   for (int i = 0; i < kQuantGroup; ++i) q[i] = 0.0f;
+  if (has_flaw(weights, kQuantGroup)) return NAN;
   const float most = largest(weights, kQuantGroup);
   float extreme = 0.0f;
   for (int i = kQuantGroup; i-- > 0;)
@@ -83,12 +95,13 @@ inline __attribute__((always_inline)) float quantize_group(const float* weights,
 }  // namespace
 
 SIMPLEAR_CLONES void quantize_row_int8(const float* weights, int64_t k, int64_t row, uint8_t* panel) {
-  const float most = largest(weights, k);
-  const float scale = most / 127.0f;
+  const bool is_flawed = has_flaw(weights, k);
+  const float most = is_flawed ? 0.0f : largest(weights, k);
+  const float scale = is_flawed ? NAN : most / 127.0f;
   const float inverse = scale < 1e-37f ? 0.0f : 127.0f / most;
   for (int64_t i = 0; i < k; i += 4) {
-    uint8_t bytes[4];
-    for (int j = 0; j < 4; ++j)
+    uint8_t bytes[4] = {kInt8Zero, kInt8Zero, kInt8Zero, kInt8Zero};
+    for (int j = 0; j < 4 && !is_flawed; ++j)
       bytes[j] = static_cast<uint8_t>(static_cast<int>(round_even(weights[i + j] * inverse)) + kInt8Zero);
     std::memcpy(panel + (i / 4 * kPanelRows + row) * 4, bytes, 4);
   }

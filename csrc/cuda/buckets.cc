@@ -81,11 +81,13 @@ void pad(StepPlan& plan, const StepCounts& bucket, int32_t num_codes) {
   fill(plan.logit_rows, plan.num_logit_rows, bucket.num_logit_rows, int32_t{0});
   const auto draws = [&](const Tensor& tensor, auto value) { fill(tensor, plan.num_draws, bucket.num_draws, value); };
   // Padding draws take the padding rows of logits, two each: rows that nobody draws from would be scored, which costs
-  // another pass over the head.
+  // another pass over the head. Where there are no more of those, they draw from a row that is drawn from already: one
+  // that is scored would lose its scores.
   int32_t row = plan.num_logit_rows;
+  const int32_t drawn_row = plan.num_draws > 0 ? plan.cond_row.as<int32_t>()[0] : 0;
   const auto next_row = [&](int32_t otherwise) { return row < bucket.num_logit_rows ? row++ : otherwise; };
   for (int32_t draw = plan.num_draws; draw < bucket.num_draws; ++draw) {
-    plan.cond_row.as<int32_t>()[draw] = next_row(0);
+    plan.cond_row.as<int32_t>()[draw] = next_row(drawn_row);
     plan.uncond_row.as<int32_t>()[draw] = next_row(-1);
   }
   draws(plan.guidance_scale, 1.0f);

@@ -2,6 +2,8 @@
 
 #include "cuda/cuda_driver.h"
 
+#include <dlfcn.h>
+
 #include <new>
 
 #include "core/check.h"
@@ -69,7 +71,8 @@ class CudaDriver : public Driver {
     const cudaError_t error = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
     if (error == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      fail(ErrorKind::kCapacity, name_of(id_), ": out of memory, ", bytes, " bytes were asked for");
+      fail(ErrorKind::kCapacity, name_of(id_), ": out of memory, ", bytes, " bytes were asked for, ", free_memory(),
+           " are free");
     }
     run(error, "allocating memory");
     run(cudaMemset(memory, 0, bytes), "clearing memory");
@@ -203,24 +206,37 @@ class CudaDriver : public Driver {
  private:
   static constexpr uint32_t kSharedWithoutAsking = 48 * 1024;
 
-  // The device of this thread while it lives: the caller's own choice comes back afterwards.
+  // The device of this thread while it lives: the caller's own choice comes back afterwards. A thread without a context
+  // has chosen none, and to choose the first device for it would take memory there.
   struct Current {
-    explicit Current(const CudaDriver& driver) {
+    explicit Current(const CudaDriver& driver) : had_context(has_context()) {
       cudaGetDevice(&before);
       if (before != driver.id_.index) driver.run(cudaSetDevice(driver.id_.index), "choosing the device");
       is_changed = before != driver.id_.index;
     }
     // For those who let go of something: they run in destructors, and a device that has failed keeps nothing anyway.
-    Current(const CudaDriver& driver, std::nothrow_t) {
+    Current(const CudaDriver& driver, std::nothrow_t) : had_context(has_context()) {
       cudaGetDevice(&before);
       is_changed = before != driver.id_.index && cudaSetDevice(driver.id_.index) == cudaSuccess;
     }
     ~Current() {
-      if (is_changed) cudaSetDevice(before);
+      if (is_changed && had_context) cudaSetDevice(before);
     }
+    const bool had_context;
     int before = 0;
     bool is_changed = false;
   };
+
+  // Only the driver's own library can say so without making one.
+  static bool has_context() {
+    using GetCurrent = int (*)(void**);
+    static const auto get_current = [] {
+      void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+      return library ? reinterpret_cast<GetCurrent>(dlsym(library, "cuCtxGetCurrent")) : nullptr;
+    }();
+    void* context = nullptr;
+    return get_current == nullptr || (get_current(&context) == 0 && context != nullptr);
+  }
 
   void run(cudaError_t error, const char* what) const { check_cuda(error, id_, what); }
 

@@ -10,7 +10,6 @@ DeviceProgram::DeviceProgram(std::shared_ptr<Driver> driver, std::shared_ptr<Thr
     : driver_(std::move(driver)), pool_(std::move(pool)) {
   const DeviceProperties& properties = driver_->properties();
   launcher_.num_multiprocessors = properties.num_multiprocessors;
-  launcher_.compute_capability = 10 * properties.major + properties.minor;
   launcher_.max_shared_bytes = properties.max_shared_bytes;
   launcher_.is_dependent = true;
 }

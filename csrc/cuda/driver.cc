@@ -10,18 +10,6 @@
 #include "cuda/simulated_driver.h"
 
 namespace simplear {
-namespace {
-
-std::vector<int64_t> checked_shape(std::vector<int64_t> shape) {
-  int64_t count = 1;
-  for (int64_t extent : shape)
-    check(extent >= 0 && !__builtin_mul_overflow(count, extent, &count), ErrorKind::kCapacity,
-          "tensor: the shape overflows");
-  return shape;
-}
-
-}  // namespace
-
 std::shared_ptr<Driver> open_device(DeviceId id) {
   static std::mutex mutex;
   static std::map<std::pair<DeviceKind, int32_t>, std::weak_ptr<Driver>> open;
@@ -51,8 +39,9 @@ Handle<Driver::Graph> capture(const std::shared_ptr<Driver>& driver, Driver::Str
 }
 
 Tensor device_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> shape, DType dtype) {
+  check_shape(shape, dtype);
   Tensor tensor;
-  tensor.shape = checked_shape(std::move(shape));
+  tensor.shape = std::move(shape);
   tensor.dtype = dtype;
   tensor.device = driver->id();
   tensor.data = driver->allocate(tensor.bytes());
@@ -61,8 +50,9 @@ Tensor device_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> 
 }
 
 Tensor pinned_zeros(const std::shared_ptr<Driver>& driver, std::vector<int64_t> shape, DType dtype) {
+  check_shape(shape, dtype);
   Tensor tensor;
-  tensor.shape = checked_shape(std::move(shape));
+  tensor.shape = std::move(shape);
   tensor.dtype = dtype;
   tensor.data = driver->allocate_host(tensor.bytes());
   std::memset(tensor.data, 0, tensor.bytes());

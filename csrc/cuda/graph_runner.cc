@@ -114,7 +114,11 @@ std::span<const float> GraphRunner::logits() const {
 
 void GraphRunner::abandon() {
   groups_.clear();
-  driver_->synchronize(stream_.get());
+  try {
+    driver_->synchronize(stream_.get());
+  } catch (const Error&) {
+    // A device that is out of order has nothing under way, and says what is wrong again when a step is begun.
+  }
 }
 
 }  // namespace simplear

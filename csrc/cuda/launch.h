@@ -46,12 +46,12 @@ void launch(Launcher& launcher, const char* name, void (*kernel)(Params...), con
   check(shape.shared_bytes <= launcher.max_shared_bytes, ErrorKind::kUnsupported, "kernel ", name, " needs ",
         shape.shared_bytes, " bytes of shared memory, the device has ", launcher.max_shared_bytes);
   if (launcher.is_dry_run) return;
+  cudaFuncAttributes own;
+  check_launch(cudaFuncGetAttributes(&own, kernel), name);
   constexpr size_t kAlwaysThere = 48 * 1024;
   if (shape.shared_bytes > kAlwaysThere) {
     // The limit is the kernel's and not the launch's. Always as much as there is: what a launch needs would lower it
     // under another one, of another thread or in a graph.
-    cudaFuncAttributes own;
-    check_launch(cudaFuncGetAttributes(&own, kernel), name);
     check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(launcher.max_shared_bytes - own.sharedSizeBytes)),
                  name);
@@ -62,8 +62,8 @@ void launch(Launcher& launcher, const char* name, void (*kernel)(Params...), con
   cudaLaunchConfig_t config{};
   config.stream = static_cast<cudaStream_t>(launcher.stream);
   config.attrs = &attribute;
-  // Only where the code for sm_90a runs. Anything newer takes that for sm_80, whose kernels do not know how to wait.
-  config.numAttrs = launcher.is_dependent && launcher.compute_capability == 90 ? 1 : 0;
+  // Only where code for sm_90a runs, whatever the device is: kernels for sm_80 do not know how to wait.
+  config.numAttrs = launcher.is_dependent && own.ptxVersion >= 90 ? 1 : 0;
   if (launcher.delay_ns > 0) {
     config.gridDim = config.blockDim = dim3(1);
     check_launch(cudaLaunchKernelEx(&config, delay_next_kernel, uint64_t{launcher.delay_ns}), "delay_next_kernel");

@@ -16,7 +16,6 @@ class Launcher {
  public:
   void* stream = nullptr;  // cudaStream_t
   int num_multiprocessors = 132;
-  int compute_capability = 90;           // 10 * major + minor
   size_t max_shared_bytes = 227 * 1024;  // that one block may have
   bool is_dependent = false;             // kernels may begin before their predecessor has ended, and wait for it inside
   uint32_t delay_ns = 0;                 // spent by a kernel put before every kernel: shows who does not wait

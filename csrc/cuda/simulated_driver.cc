@@ -73,7 +73,7 @@ class SimulatedDriver : public Driver {
       begin = other + padded(size);
     }
     check(begin + padded(bytes) <= properties_.total_memory, ErrorKind::kCapacity, name(), ": out of memory, ", bytes,
-          " bytes were asked for");
+          " bytes were asked for, ", free_memory(), " are free");
     allocations_[begin] = bytes;
     Awake awake(*this);
     std::memset(memory_ + begin, 0, bytes);
@@ -82,7 +82,7 @@ class SimulatedDriver : public Driver {
 
   void release(void* memory) override {
     std::lock_guard lock(mutex_);
-    for (Stream* stream : streams_) drain(stream, stream->num_enqueued);  // as cudaFree does
+    for (Stream* stream : streams_) execute(stream, stream->num_enqueued);  // as cudaFree does
     const auto found = allocations_.find(static_cast<char*>(memory) - memory_);
     check(found != allocations_.end(), kInvalid, name(), ": memory freed that was not allocated");
     Awake awake(*this);
@@ -99,7 +99,7 @@ class SimulatedDriver : public Driver {
   }
   void release_host(void* memory) override {
     std::lock_guard lock(mutex_);
-    for (Stream* stream : streams_) drain(stream, stream->num_enqueued);
+    for (Stream* stream : streams_) execute(stream, stream->num_enqueued);
     pinned_.erase(static_cast<char*>(memory));
     std::free(memory);
   }
@@ -110,7 +110,7 @@ class SimulatedDriver : public Driver {
   }
   void destroy(Stream* stream) override {
     std::lock_guard lock(mutex_);
-    drain(stream, stream->num_enqueued);
+    execute(stream, stream->num_enqueued);
     streams_.erase(stream);
     delete stream;
   }
@@ -233,7 +233,14 @@ class SimulatedDriver : public Driver {
     ++stream->num_enqueued;
   }
 
+  // For those who wait.
   void drain(Stream* stream, uint64_t ticket) {
+    execute(stream, ticket);
+    check(broken_.empty(), kInvalid, broken_);
+  }
+
+  // For those who let go of something, too, in destructors.
+  void execute(Stream* stream, uint64_t ticket) {
     Awake awake(*this);
     while (stream->num_executed < ticket) {
       const std::function<void()> work = std::move(stream->queue.front());
@@ -247,7 +254,6 @@ class SimulatedDriver : public Driver {
         broken_ = name() + ": " + error.what();
       }
     }
-    check(broken_.empty(), kInvalid, broken_);
   }
 
   const DeviceId id_;

@@ -86,5 +86,5 @@ OP = Op(
 
 def weight_bytes(rows: int, k: int, dtype: str) -> int:
     """Bytes of a packed matrix without its padding."""
-    bits = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4.5}[dtype]
-    return int(rows * k * bits) // 8 + (4 * rows if dtype == "int8" else 0)
+    bits = {"float32": 32, "bfloat16": 16, "int8": 8, "float8_e4m3": 8, "int4": 4.5}[dtype]
+    return int(rows * k * bits) // 8 + (4 * rows if dtype in ("int8", "float8_e4m3") else 0)

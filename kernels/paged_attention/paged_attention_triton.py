@@ -93,11 +93,20 @@ def attend_chunk(
         mass = tl.max(dot_of_parts(ones, weights, tl.zeros([16, COLUMNS], tl.float32), PARTS), axis=0)
 
         if v_scale is not None:
-            weights *= tl.load(v_scale + entry * BLOCK_SIZE + offset, mask=is_key, other=0)[:, None]
+            value_scale = tl.load(v_scale + entry * BLOCK_SIZE + offset, mask=is_key, other=0)
+            weights = tl.where(is_seen, weights * value_scale[:, None], 0.0)
         at_values = ((entry * BLOCK_SIZE + offset) * E)[None, :] + d[:, None]
         values = tl.load(v_cache + at_values, mask=is_key[None, :] & (d < E)[:, None], other=0)
         if PARTS > 0:
             values = as_bfloat16(values)
+        if (chunk + 1) * CHUNK > context - end + first + 1:
+            # Not every query sees all of these keys. A weight of zero times a value that is no number would spoil those that
+            # do not: the value becomes zero, and NaN goes to the sums of those that do.
+            wide = values.to(tl.float32)
+            is_flawed = tl.max((wide - wide != 0).to(tl.int32), axis=0) > 0
+            values = tl.where(is_flawed[None, :], 0.0, values).to(values.dtype)
+            num_flaws = tl.sum((is_seen & is_flawed[:, None]).to(tl.int32), axis=0)
+            mass = tl.where(num_flaws > 0, float("nan"), mass)
         acc = dot_of_parts(values, weights, tl.zeros([DIM, COLUMNS], tl.float32), PARTS)
 
         at = (row.to(tl.int64) * H + head) * tl.num_programs(2) + chunk

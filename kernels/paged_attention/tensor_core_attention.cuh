@@ -37,7 +37,8 @@ struct TensorCoreAttention {
     uint16_t weights[2][kRows][kWeightStride];  // high and low parts
     float maxima[kAttentionWarps][kRows], sums[kAttentionWarps][kRows];
     float key_scales[kSplitKeys], value_scales[kSplitKeys];  // where there are any
-    int32_t flag;
+    float flaws[kSplitKeys];                                 // of isolate_flaws()
+    int32_t has_flaws, flag;
   };
 
   // high + low, each in bfloat16, of two numbers.
@@ -128,6 +129,21 @@ struct TensorCoreAttention {
     second = even >> 16 | (odd & 0xffff0000u);
   }
 
+  // Values that not every row of the block sees, keys [begin, num_keys): a weight of zero times one that is no number
+  // would spoil rows that do not. Such a value becomes zero, and the NaN in `flaws` goes to the sums of those who do.
+  __device__ static void isolate_flaws(int begin, int num_keys, Shared& s) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int key = begin + warp; key < num_keys; key += kAttentionWarps) {
+      bool is_flawed = false;
+      for (int d = lane; d < kDim; d += 32) is_flawed |= (s.values[key][d] & 0x7f80) == 0x7f80;
+      is_flawed = __any_sync(0xffffffffu, is_flawed);
+      if (lane == 0) s.flaws[key] = is_flawed ? NAN : 0.0f;
+      if (!is_flawed) continue;
+      for (int d = lane; d < kDim; d += 32) s.values[key][d] = 0;
+      if (lane == 0) s.has_flaws = 1;
+    }
+  }
+
   __device__ static void attend(const PagedAttentionParams& p, const Partials& partials, int32_t* counters,
                                 int num_parts) {
     const AttentionShare share(p, num_parts);
@@ -135,7 +151,10 @@ struct TensorCoreAttention {
     Shared& s = *reinterpret_cast<Shared*>(dynamic_shared());
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first_key = share.split * kSplitKeys, num_keys = min(share.context - first_key, kSplitKeys);
+    if (threadIdx.x == 0) s.has_flaws = 0;
     fetch(p, share, num_keys, s);
+    // Keys that all rows see come first; where each sequence brings one query, there are no others.
+    const int first_unshared = max(share.num_keys(share.part * kRows) - first_key, 0);
 
     for (int first = share.part * kRows; first < share.num_rows(); first += num_parts * kRows) {
       // This thread's two rows of the batch; rows behind the last take the last one's place and write nothing.
@@ -221,10 +240,16 @@ struct TensorCoreAttention {
       }
       wait_for_async_copies<0>();
       __syncthreads();
+      if (first == share.part * kRows && first_unshared < num_keys) {
+        isolate_flaws(first_unshared, num_keys, s);
+        __syncthreads();
+      }
 
       for (int i = 0; i < 2; ++i) {
         sum[i] = s.sums[0][g + 8 * i];
         for (int w = 1; w < kAttentionWarps; ++w) sum[i] += s.sums[w][g + 8 * i];
+        if (s.has_flaws)
+          for (int key = first_unshared; key < min(count[i], num_keys); ++key) sum[i] += s.flaws[key];
       }
       float attended[kTiles][4] = {};
 #pragma unroll

@@ -58,7 +58,7 @@ class StepRig:
 
     def take_over(self, wanted: list[Shape]) -> None:
         """From now on the engine serves no requests, and its cache holds numbers instead of their keys and values."""
-        self.engine._core.pause()
+        self._pause = self.engine._core.pause(weights_change=False)
         _fill_cache(self.engine._cache, max(shape.num_blocks for shape in wanted))
 
     def run(self, shape: Shape) -> None:
