@@ -21,7 +21,6 @@ from simplear_engine.config import ModelConfig
 from simplear_engine.engine_options import check_gpu, open_backend, where_pixels_are_decoded
 from simplear_engine.errors import InternalError, InvalidRequestError
 from simplear_engine.kernels import float8
-from simplear_engine.kernels.op import all_ops
 from simplear_engine.weights import weight_specs
 
 CONFIG = ModelConfig(
@@ -398,11 +397,12 @@ def test_device_that_fails_ends_its_requests_and_not_the_process():
         import test_simulated_device as t
         from simplear_engine import _C
         from simplear_engine.errors import InternalError
+        from simplear_engine.kernels.op import all_ops
 
         engine = t.make_engine("simulated")
         zeros = lambda *shape: engine._backend.upload(_C.Tensor.zeros(shape, "float32"))
         weight = t.device_backend.PackedWeight(zeros(8 * 20000), (8, 20000))
-        fields = t.all_ops()["linear"].fields(
+        fields = all_ops()["linear"].fields(
             {"x": zeros(1, 20000), "weight": weight, "y": zeros(1, 8)}, {"accumulate": 0}, "simt"
         )
         engine._program.add("linear", "simt", fields)  # needs more shared memory than there is
