@@ -29,7 +29,7 @@ bench: $(VENV)/installed ## runs the benchmarks, which takes a while; docs/bench
 		echo "== simplear_engine.bench $$command"; \
 		$(BIN)/python -m simplear_engine.bench $$command; \
 	done
-	@set -e; for benchmark in $(filter-out benchmarks/gpu_tables.py benchmarks/torch_decoder.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for benchmark in $(filter-out $(addprefix benchmarks/,attention_peers.py gpu_tables.py torch_decoder.py),$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; \
 		$(BIN)/python $$benchmark; \
 	done
