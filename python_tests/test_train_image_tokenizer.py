@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from simplear_engine.errors import CheckpointError
 from simplear_train.image_tokenizer import (
     FSQ,
     ImageTokenizer,
@@ -77,6 +78,16 @@ def test_tokens_survive_the_file(tmp_path):
         assert indices.shape == (2, 3, 2) and indices.dtype == torch.int32
         assert torch.equal(again.encode(images), indices)
         assert torch.equal(again.decode(indices), tokenizer.decode(indices))
+
+
+def test_a_file_that_is_no_picture_tokenizer_is_an_error_that_names_it(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(CheckpointError, match="missing.safetensors: cannot be read"):
+        load_image_tokenizer(tmp_path / "missing.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="other.safetensors: expected a picture tokenizer"):
+        load_image_tokenizer(tmp_path / "other.safetensors")
 
 
 def test_gradient_passes_the_rounding():

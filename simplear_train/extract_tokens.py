@@ -1,7 +1,8 @@
 """Turn scenes into visual tokens, once, so that pretraining reads a few bytes a picture.
 
-    python -m simplear_train.extract_tokens --world default --tokenizer runs/tokenizer/tokenizer.safetensors \\
-        --out runs/tokens
+In runs/, where the configs of training look for tokens:
+
+    python -m simplear_train.extract_tokens --world default --tokenizer tokenizer-run/tokenizer.safetensors --out tokens
     torchrun --standalone --nproc-per-node 2 -m simplear_train.extract_tokens ...       the same, in parallel
     python -m simplear_train.extract_tokens --kinds balanced --seed 500 ...             other scenes, for fine-tuning
 
@@ -10,12 +11,15 @@ processes take turns over shards, and a shard already there is kept, so a killed
 """
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+
+from simplear_engine.errors import SimplearError
 
 from .emoji_scenes import KINDS, PRETRAINING_KINDS, SceneMaker
 from .image_tokenizer import load_image_tokenizer
@@ -85,7 +89,11 @@ def main() -> None:
         world = replace(world, num_scenes=args.num_scenes)
     if args.seed is not None:
         world = replace(world, seed=args.seed)
-    extract(world, args.tokenizer, args.out, args.cache_dir, args.device, join_peers(args.device), KINDS[args.kinds])
+    try:
+        share = join_peers(args.device)
+        extract(world, args.tokenizer, args.out, args.cache_dir, args.device, share, KINDS[args.kinds])
+    except SimplearError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simplear_engine.dtypes import to_float32
+from simplear_engine.errors import CheckpointError
+from simplear_engine.safetensors_file import read_safetensors
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -284,11 +288,11 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, path: Path, dtype: torch.dty
 
 
 def load_image_tokenizer(path: Path) -> ImageTokenizer:
-    from safetensors import safe_open
-
-    with safe_open(str(path), "pt") as file:
-        config = TokenizerConfig.from_metadata(json.loads(file.metadata()["config"]))
-        tokenizer = ImageTokenizer(config)
-        names = file.keys()
-        tokenizer.load_state_dict({name: file.get_tensor(name).float() for name in names})
+    tensors, metadata = read_safetensors(path)
+    if "config" not in metadata:
+        raise CheckpointError(f"{path}: expected a picture tokenizer with its config in the metadata, found none")
+    tokenizer = ImageTokenizer(TokenizerConfig.from_metadata(json.loads(metadata["config"])))
+    tokenizer.load_state_dict({
+        name: torch.from_numpy(to_float32(stored.data, stored.dtype).copy()) for name, stored in tensors.items()
+    })  # fmt: skip
     return tokenizer.eval()
