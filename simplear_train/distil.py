@@ -1,6 +1,8 @@
 """Guidance distillation: a model learns to draw without guidance what it draws with it, for half the work a picture.
 
-    python -m simplear_train.distil --config default-distil --out runs/distil
+In runs/, where the paths of a ready config begin:
+
+    python -m simplear_train.distil --config default-distil --out distil
 
 Guidance computes every code twice, with the prompt and without. The teacher is the model that the run starts from, drawn as
 `teacher` says; the student sees the prompt alone and learns the teacher's whole distribution at every code of the

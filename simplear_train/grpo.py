@@ -1,7 +1,9 @@
 """Reinforcement by groups (GRPO): the engine draws G pictures of each prompt, a reward compares them.
 
-    python -m simplear_train.grpo --config default-grpo --out runs/grpo
-    torchrun --standalone --nproc-per-node 7 -m simplear_train.grpo --config simplear-0.5b-grpo-1024 --out runs/grpo
+In runs/, where the paths of a ready config begin:
+
+    python -m simplear_train.grpo --config default-grpo --out grpo
+    torchrun --standalone --nproc-per-node 7 -m simplear_train.grpo --config simplear-0.5b-grpo-1024 --out simplear-grpo
 
 One step: an engine on the live parameters draws, its own decoder makes pixels, rewards judge them, and the trainer
 scores the same tokens with the same parameters. Each process draws, decodes and judges its own prompts; nothing but

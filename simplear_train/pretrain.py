@@ -1,8 +1,11 @@
 """Next-token pretraining, from random weights or from a text model: caption in, visual tokens out.
 
-    python -m simplear_train.pretrain --config default-pretrain --out runs/pretrain
-    python -m simplear_train.pretrain --config my.toml --set loop.steps=500 --out runs/mine --resume
-    torchrun --standalone --nproc-per-node 8 -m simplear_train.pretrain --config simplear-0.5b-pretrain-512 --out runs/512
+In runs/, where the paths of a ready config begin:
+
+    python -m simplear_train.pretrain --config default-pretrain --out pretrain
+    python -m simplear_train.pretrain --config my.toml --set loop.steps=500 --out mine --resume
+    torchrun --standalone --nproc-per-node 8 -m simplear_train.pretrain --config simplear-0.5b-pretrain-512 \\
+        --out simplear-0.5b-pretrain-512
 
 Writes OUT/{config.toml, log.jsonl, checkpoint.pt, sample-STEP.png} and OUT/model, a folder that the engine serves
 (averaged weights where ema_decay is set).

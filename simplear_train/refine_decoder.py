@@ -1,6 +1,8 @@
 """Train the tokenizer's decoder further while its encoder, and so every token, stays as it is.
 
-    python -m simplear_train.refine_decoder --config default-decoder --out runs/decoder
+In runs/, where the paths of a ready config begin:
+
+    python -m simplear_train.refine_decoder --config default-decoder --out decoder-run
 
 Once tokens are extracted the language model can train, and the decoder can go on learning beside it at half the cost of a
 full step: its inputs are the extracted codes, its targets are the scenes rendered again from their numbers.

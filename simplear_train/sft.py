@@ -1,7 +1,9 @@
 """Supervised fine-tuning: next-token training on chosen pictures, from a model that draws already.
 
-    python -m simplear_train.sft --config default-sft --out runs/sft
-    torchrun --standalone --nproc-per-node 8 -m simplear_train.sft --config simplear-0.5b-sft-1024 --out runs/sft
+In runs/, where the paths of a ready config begin:
+
+    python -m simplear_train.sft --config default-sft --set start=pretrain/model --out sft
+    torchrun --standalone --nproc-per-node 8 -m simplear_train.sft --config simplear-0.5b-sft-1024 --out simplear-sft
 
 Writes OUT/{config.toml, log.jsonl, checkpoint.pt, sample-STEP.png} and OUT/model, a folder that the engine serves
 (averaged weights where ema_decay is set).

@@ -1,7 +1,7 @@
 """Assemble a model folder that simplear_engine loads, and refuse one that is too large.
 
-    python -m simplear_train.ship_default --model runs/sft/model --tokenizer runs/decoder/tokenizer.safetensors \\
-        --scores pretrained=runs/emojieval-pretrained/scores.json fine-tuned=runs/emojieval-sft/scores.json \\
+    python -m simplear_train.ship_default --model runs/distil/model --tokenizer runs/tokenizer/tokenizer.safetensors \\
+        --scores pretrained=runs/emojieval-pretrain/scores.json distilled=runs/emojieval-distil/scores.json \\
         --out simplear_engine/default_model
 
 Checks before writing: transformers-style files are complete, code counts agree, half-precision decoder weights change
@@ -161,7 +161,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of pretrain")
+    parser.add_argument("--model", type=Path, required=True, help="the model folder to ship")
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="tokenizer.safetensors of refine_decoder or train_tokenizer"
     )

@@ -1,7 +1,9 @@
 """Train the picture tokenizer on rendered scenes.
 
-    python -m simplear_train.train_tokenizer --config default-tokenizer --out runs/tokenizer
-    python -m simplear_train.train_tokenizer --config default-tokenizer --out runs/tokenizer --resume
+In runs/, where configs of later stages look for it:
+
+    python -m simplear_train.train_tokenizer --config default-tokenizer --out tokenizer-run
+    python -m simplear_train.train_tokenizer --config default-tokenizer --out tokenizer-run --resume
 
 Loss: L1 on pixels plus L1 on horizontal and vertical differences (edges are what makes a small picture readable),
 both weighted towards pixels that are not background. Writes OUT/{config.toml, log.jsonl, checkpoint.pt,

@@ -1,7 +1,7 @@
 """Draw every EmojiEval prompt some times with the engine, judge the pictures, write scores and contact sheets.
 
     python -m simplear_train.emojieval --model default --out runs/emojieval
-    python -m simplear_train.emojieval --model runs/sft --out runs/sft/emojieval --guidance-scale 1.2 --top-k 3
+    python -m simplear_train.emojieval --model runs/sft/model --out runs/emojieval-sft --guidance-scale 1.2 --top-k 3
 
 Writes to OUT: scores.json (tasks, overall, intervals, and all that is needed to repeat them), results.jsonl (a line
 for each picture, GenEval's keys), TASK.png and overview.png (evenly spaced prompts, nothing

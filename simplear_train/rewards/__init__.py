@@ -9,7 +9,7 @@ Both are counted and neither is ever replaced by a number. A config names a rewa
     [[rewards]]
     name = "emoji_clip"                 # or "my_package.my_module:MyReward"
     weight = 1.0
-    options = { folder = "runs/reward" }
+    options = { folder = "reward" }
 
 Nothing here knows a particular reward: each lives in a module of its own and is imported when a config names it.
 """

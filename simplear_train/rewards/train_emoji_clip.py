@@ -1,8 +1,9 @@
 """Train the towers of emoji_clip.py on scenes and their captions.
 
-    python -m simplear_train.rewards.train_emoji_clip --out runs/reward \\
-        --tokenizer simplear_engine/default_model/tokenizer.json \\
-        --image-tokenizer simplear_engine/default_model/vq/tokenizer.safetensors
+In runs/, where the configs of reinforcement look for the reward:
+
+    python -m simplear_train.rewards.train_emoji_clip --tokenizer pretrain/model/tokenizer.json \\
+        --image-tokenizer tokenizer/tokenizer.safetensors --out reward
 
 Every picture of a batch must find its caption among all captions of the batch and among three of its own that are
 wrong by one fact: another thing, colour, number or direction, or two things that changed places. And every caption must
