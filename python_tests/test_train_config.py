@@ -1,6 +1,7 @@
 """Configs say everything, and say it right."""
 
 import json
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -119,6 +120,17 @@ def test_whole_numbers_are_numbers():
         ).loop.learning_rate
         == 1.0
     )
+
+
+def test_missing_matplotlib_is_said_in_one_line_before_a_log_is_read(tmp_path, monkeypatch):
+    from simplear_train import plot_training
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(
+        "sys.argv", ["plot_training", "--stage", "sft=no-such-log", "--out", str(tmp_path / "plot.png")]
+    )
+    with pytest.raises(SystemExit, match=r"^UnsupportedError: .*pip install 'simplear-engine\[bench\]'$"):
+        plot_training.main()
 
 
 def test_training_is_plotted_with_a_panel_for_each_log(tmp_path, monkeypatch):

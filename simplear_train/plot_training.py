@@ -1,17 +1,34 @@
 """Plot the logs of training runs, a panel for each: the picture tokenizer, and every language stage.
 
-    python -m simplear_train.plot_training --tokenizer runs/tokenizer-run/log.jsonl --decoder runs/decoder-run/log.jsonl \\
-        --stage pretraining=runs/pretrain/log.jsonl --stage "fine-tuning=runs/sft/log.jsonl" \\
-        --stage reinforcement=runs/grpo/log.jsonl --out training.png
+In runs/:
+
+    python -m simplear_train.plot_training --tokenizer tokenizer-run/log.jsonl --decoder decoder-run/log.jsonl \\
+        --stage pretraining=pretrain/log.jsonl --stage fine-tuning=sft/log.jsonl \\
+        --stage reinforcement=grpo/log.jsonl --out training.png
 
 A stage that logs a reward is drawn with it, the others with their loss. Every argument may be left out.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+
+from simplear_engine.errors import SimplearError, UnsupportedError
+
+
+def load_pyplot():
+    """To be called before anything that takes long."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UnsupportedError("plots need matplotlib: pip install 'simplear-engine[bench]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def read_series(path: Path, key: str) -> tuple[list[int], list[float]]:
@@ -63,11 +80,10 @@ def main() -> None:
     if not (reconstructs or stages):
         parser.error("expected --tokenizer, --decoder or --stage")
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    try:
+        plt = load_pyplot()
+    except SimplearError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     count = reconstructs + len(stages)
     figure, panels = plt.subplots(1, count, figsize=(5 * count, 3.6), layout="constrained", squeeze=False)
     panels = list(panels[0])

@@ -12,7 +12,7 @@ the latter draws, plainly, because what sharpens from outside leaves it little t
 
 Prints a row for each comparison: means over seeds and, for the gain, the 95 % interval of Student's t over the seeds' own
 gains, for every task; then the reward of the first and the last fifth of every seed's reinforcement.
-Writes OUT/stages.png. The last line is JSON; OUT/stages.json is the same.
+Writes OUT/stages.json and OUT/stages.png, which needs matplotlib. The last line is the same JSON.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from simplear_engine.errors import SimplearError
+from simplear_train.plot_training import load_pyplot
 from simplear_train.recipe import first_and_last, prepare
 
 WORLD = "small"
@@ -102,12 +104,7 @@ def table(by_seed: list[dict[str, dict[str, float]]]) -> tuple[str, dict]:
     return "\n".join(lines), gains
 
 
-def plot(seeds: list[int], by_seed: list, folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot(plt, seeds: list[int], by_seed: list, folder: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     places = [f"{stage}, {drawn}" for *both, drawn in COMPARED for stage in both]
     for number, (seed, found) in enumerate(zip(seeds, by_seed)):
@@ -140,6 +137,10 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2, help="seeds that run side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each of them")
     args = parser.parse_args()
+    try:
+        plt = load_pyplot()
+    except SimplearError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     out = args.out.resolve()
     prepare(WORLD, out, args.reward)
@@ -150,10 +151,10 @@ def main() -> None:
     rewards = [first_and_last(out / f"grpo-{seed}" / "log.jsonl", "reward") for seed in seeds]
     for seed, (first, last) in zip(seeds, rewards):
         print(f"seed {seed}: reward {first:.3f} -> {last:.3f}")
-    plot(seeds, by_seed, out)
     result = {"seeds": seeds, "scores": by_seed, "gains": gains, "rewards": rewards}
     (out / "stages.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
+    plot(plt, seeds, by_seed, out)
 
 
 if __name__ == "__main__":
