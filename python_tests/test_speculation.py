@@ -99,6 +99,15 @@ def test_learnt_drafts_outlive_the_engine(tmp_path):
     assert again.num_steps < 0.6 * first.num_steps
 
 
+def test_drafts_are_learnt_for_a_folder_only_and_others_refused_before_anything_is_drawn(monkeypatch):
+    from simplear_train import learn_drafts
+
+    monkeypatch.setattr("sys.argv", ["learn_drafts", "--model", "default"])
+    monkeypatch.setattr(learn_drafts, "captions", None)
+    with pytest.raises(SystemExit, match="^InvalidRequestError: --model: expected the folder of a checkpoint"):
+        learn_drafts.main()
+
+
 def test_draft_file_of_another_vocabulary_is_refused(tmp_path):
     from simplear_engine import draft_file
     from simplear_engine.errors import CheckpointError

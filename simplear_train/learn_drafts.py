@@ -9,14 +9,23 @@ changed: an old table changes no picture, but guesses badly.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from simplear_engine import Engine
 from simplear_engine.draft_file import FILE_NAME
+from simplear_engine.errors import InvalidRequestError, SimplearError
 
 PICTURES_AT_ONCE = 64
+
+
+def check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InvalidRequestError(
+            f"--model: expected the folder of a checkpoint, which {FILE_NAME} goes into, got {folder}"
+        )
 
 
 def captions(count: int, seed: int) -> list[str]:
@@ -47,12 +56,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the captions")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    if arguments.prompts:
-        lines = [line for line in arguments.prompts.read_text().splitlines() if line.strip()]
-        prompts = [lines[i % len(lines)] for i in range(arguments.pictures)]
-    else:
-        prompts = captions(arguments.pictures, arguments.seed)
-    count = learn(arguments.model, prompts, arguments.min_seen, arguments.threads)
+    try:
+        check_folder(arguments.model)
+        if arguments.prompts:
+            lines = [line for line in arguments.prompts.read_text().splitlines() if line.strip()]
+            prompts = [lines[i % len(lines)] for i in range(arguments.pictures)]
+        else:
+            prompts = captions(arguments.pictures, arguments.seed)
+        count = learn(arguments.model, prompts, arguments.min_seen, arguments.threads)
+    except SimplearError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     print(f"{arguments.model / FILE_NAME}: {count} entries")
 
 
