@@ -5,8 +5,8 @@
     python -m simplear_train.recipe default --out runs/default    the default model, some hours on two CPU cores
 
 A stage that was cut off goes on where it was when the recipe is started again. Needs the train extra, resvg-py and npm
-(the art is fetched once). Ends with the first and last figures of every stage, and with an error where one did not
-get better.
+(the art is fetched once). Ends with the first and last figures of every stage that trains the picture tokenizer or the
+model, and with an error where one did not get better.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def main() -> None:
     run_all(commands(args.recipe), args.recipe, args.out)
     print()
     failures = []
-    names = ("tokenizer-run", "decoder-run", "pretrain", "sft", "sft-wide", "grpo")
+    names = ("tokenizer-run", "decoder-run", "pretrain", "sft", "sft-wide", "distil", "grpo")
     runs = [run for run in names if (args.out / run).exists()]
     for run in runs:
         key, sign = ("reward", 1) if run == "grpo" else ("loss", -1)
