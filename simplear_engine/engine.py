@@ -247,9 +247,9 @@ class Engine:
     ) -> list[GeneratedImage]:  # fmt: skip
         """Draws `num_images` pictures of each prompt; those of one prompt have seeds seed, seed + 1, ...
 
-        None stands for the checkpoint's default. height, width: pixels, multiples of the compression. guidance_scale 1
-        switches guidance off; to give a negative prompt then is an error. temperature 0 is greedy. top_k None and top_p 1
-        keep every code.
+        None stands for the checkpoint's own value, except where this text says otherwise. height, width: pixels, multiples
+        of the compression. guidance_scale 1 switches guidance off; to give a negative prompt then is an error. temperature
+        0 is greedy. top_k = the model's number of codes and top_p 1 keep every code. seed None is a random one.
         speculation guesses codes ahead and verifies several of them in one step: fewer steps, the very same images. "auto"
         verifies as many as pay, at most draft_window (1..64) less one; "jacobi" always that many (default
         8); None: no guesses. Three modes are inexact, to be compared with: the picture depends on guesses and may depend on
@@ -260,7 +260,7 @@ class Engine:
         default on a GPU), "above", "marginal" or "previous" (the code at this position in earlier images, those of the same prompt).
         on_progress(done, total) is called in this thread with image tokens. An exception in it, or Ctrl-C, cancels the
         call's requests and goes on to the caller. Raises InvalidRequestError, CapacityError, QueueFullError,
-        NumericalError.
+        NumericalError, UnsupportedError, and CancelledError where the engine is closed meanwhile.
         """
         if self._text is None:
             raise InvalidRequestError("this engine has no text tokenizer: use generate_from_ids")

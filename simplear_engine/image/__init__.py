@@ -1,4 +1,4 @@
-"""Pictures to visual tokens and back: discrete image tokenizers of the Cosmos kind, on the CPU, without a framework."""
+"""Pictures to visual tokens and back: discrete image tokenizers of the Cosmos kind, without a framework."""
 
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.tokenizer import CosmosTokenizer
