@@ -34,7 +34,7 @@ bench: $(VENV)/installed ## runs the benchmarks, which takes a while; docs/bench
 		$(BIN)/python $$benchmark; \
 	done
 
-train-smoke: $(VENV)/installed-train ## trains a tiny model through all stages, in three minutes on the CPU
+train-smoke: $(VENV)/installed-train ## trains a tiny model, picture tokenizer to reinforcement, in three minutes on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m simplear_train.recipe smoke --out runs/smoke
 
 train-default: $(VENV)/installed-train ## trains the default model anew; some hours, goes on where it was cut off

@@ -1,6 +1,8 @@
 """The mean of several models of one run: what they agree on stays, what each has learnt by heart fades.
 
-    python -m simplear_train.average --models runs/sft-wide/model-3000 runs/sft-wide/model --out runs/average/model
+In runs/:
+
+    python -m simplear_train.average --models sft-wide/model-9000 sft-wide/model --out average/model
 
 Wortsman et al. 2022, "Model soups". Meant for models that lie on one path of training (`loop.keep_models` keeps them);
 those of separate runs have nothing in common, element by element. All but the weights comes from the last model.
