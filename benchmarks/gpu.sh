@@ -6,11 +6,12 @@
 #   OUT=results bash benchmarks/gpu.sh     results go there (default: benchmarks/results/<device>)
 #
 # Stages: build, ops (CUDA kernels against references), images (whole images against the CPU's, alone, batched,
-# speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), train (fine-tuning
-# and GRPO of the default model on its own pictures), triton (Triton's kernels against references), sanitize
-# (compute-sanitizer, where it is installed). When the nine minutes are over, what is left is cut short and counts as
-# failed. A stage that fails does not stop the others; the last line says which did, and the exit status too. Nothing is
-# downloaded: setuptools, pybind11, cmake, ninja, pytest and the packages of the engine must be present.
+# speculated), edges (kernels that begin early, behind delays), tables (times, plain torch beside them), speculation
+# (what windows of drafts gain), train (fine-tuning and GRPO of the default model on its own pictures), triton (Triton's
+# kernels against references), sanitize (compute-sanitizer, where it is installed). When the nine minutes are over, what
+# is left is cut short and counts as failed. A stage that fails does not stop the others; the last line says which did,
+# and the exit status too. Nothing is downloaded: setuptools, pybind11, cmake, ninja, pytest and the packages of the
+# engine must be present.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
