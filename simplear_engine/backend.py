@@ -159,8 +159,13 @@ class Recorder:
         return call
 
 
+# Ops of a step. Those of the picture decoder are no business of SIMPLEAR_OPS.
+STEP_OPS = ("embed", "linear", "rope_append", "paged_attention", "gate_up_silu", "head_sample", "verify_drafts")
+
+
 def forced_implementations(known: dict[str, list[str]]) -> dict[str, str]:
     """What SIMPLEAR_OPS chooses, {op: implementation}, of what is known."""
+    known = {op: known[op] for op in STEP_OPS if op in known}
     forced = {}
     for choice in filter(None, os.environ.get("SIMPLEAR_OPS", "").split(",")):
         op, equals, impl = (part.strip() for part in choice.partition("="))

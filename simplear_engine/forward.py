@@ -12,6 +12,7 @@ from typing import Any
 from simplear_engine import _C
 from simplear_engine.backend import Rows
 from simplear_engine.config import ModelConfig
+from simplear_engine.errors import CapacityError
 from simplear_engine.kernels.rope_append import BLOCK_SIZE, CODES, bytes_of_key, cos_sin_table
 
 
@@ -69,7 +70,10 @@ class Activations:
         self.logits = Rows(backend.zeros([max_logit_rows, config.num_codes], "float32"), "num_logit_rows")
         self.guided = Rows(backend.zeros([max_draws, config.num_codes], "float32"), "num_draws")
         positions = config.max_position_embeddings
-        table = cos_sin_table(positions, config.head_dim, config.rope_theta)
+        try:
+            table = cos_sin_table(positions, config.head_dim, config.rope_theta)
+        except MemoryError as error:
+            raise CapacityError(f"max_position_embeddings: no memory for {positions} positions: {error}") from None
         self.cos_sin = backend.resident(_C.Tensor.from_numpy(table))
 
 

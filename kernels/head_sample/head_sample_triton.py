@@ -222,6 +222,8 @@ def launches(p, scratch):
             (tiles(num_draws, DRAWS), num_tiles),
             {**weights, **found, **how, **fields(p, "cond_row", "uncond_row", "guidance_scale", "num_draws")},
             {**constants, "V": v},
+            # Two sums of each draw, and float8 to be widened beside them: four warps run out of registers.
+            num_warps=8 if constants["COLUMNS"] == 64 else 4,
             num_stages=stages,
         )
         yield Launch(

@@ -2,8 +2,9 @@
 
     python -m simplear_engine.testing.triton_check [op ...]
 
-The cases are those that the ops are timed with, in bfloat16 and in the smallest and the largest number of rows. A kernel
-that spills registers keeps part of its work in slow memory: that is said, and the exit status is 1.
+The cases are those that the ops are timed with, in bfloat16 and float8 and in the smallest and the largest number of rows. A
+kernel that spills registers keeps part of its work in slow memory: that is said, and the exit status is 1. (float32, which is
+there for comparisons, spills.)
 """
 
 import argparse
@@ -12,12 +13,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 from simplear_engine.kernels.op import Case, Op, all_ops, evaluate
 from simplear_engine.kernels.packed_weight import PackedWeight
 from simplear_engine.kernels.rope_append import CODES
 from simplear_engine.kernels.triton_launch import has_implementation
+from simplear_engine.testing import device_trial
 from simplear_engine.triton_aot import CompiledKernel, Memory, cache_folder, device_launches
 
 CAPABILITIES = (80, 90)
@@ -77,8 +80,10 @@ def cases_of(op: Op, only_largest: bool) -> list[Case]:
     def is_for_gpus(case: Case) -> bool:
         return not {"float32", "int8", "int4"} & {case.dtypes.get(name) for name in ("weight", "x", "qkv")}
 
-    found = [case for case in op.bench_cases if is_for_gpus(case)]
-    return found[-1:] if only_largest else found[:1] + found[1:][-1:]
+    found = [case for case in device_trial.cases_of(op.bench_cases) if is_for_gpus(case)]
+    dtypes = lambda case: sorted(case.dtypes.items())  # noqa: E731
+    by_dtypes = [list(cases) for _, cases in groupby(sorted(found, key=dtypes), key=dtypes)]
+    return [case for cases in by_dtypes for case in (cases[-1:] if only_largest else cases[:1] + cases[1:][-1:])]
 
 
 def main() -> int:
