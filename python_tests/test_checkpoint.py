@@ -215,6 +215,14 @@ def test_file_instead_of_a_folder_is_refused(folder):
         resolve(folder / "config.json")
 
 
+def test_broken_link_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "name").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match="owner/name: expected a checkpoint folder, found a broken link"):
+        resolve("owner/name")
+
+
 def test_missing_default_model_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint_module, "DEFAULT_MODEL_FOLDER", tmp_path / "none")
     with pytest.raises(CheckpointError, match="name a folder or a hub id"):

@@ -100,6 +100,17 @@ def test_pipe_in_place_of_a_file_is_named_and_not_waited_for(folder, name):
     refused(folder, name)
 
 
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+@pytest.mark.parametrize("name", [*FILES, "drafts.safetensors", "vq"])
+def test_broken_link_is_named_and_not_taken_for_an_absent_file(folder, name, target):
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name if target == "itself" else target)
+    refused(folder, name)
+
+
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, "tokenizer.json", TOKENIZER_WEIGHTS])
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()

@@ -330,6 +330,16 @@ def test_shard_name_that_is_not_a_plain_file_name_is_refused(tmp_path, name):
         read_safetensors_shards(write_index(tmp_path, {"a": name}))
 
 
+@pytest.mark.parametrize(
+    "name", ["loop.safetensors", "\ud800.safetensors", "x" * 300 + ".safetensors"], ids=["loop", "surrogate", "long"]
+)
+def test_shard_that_cannot_be_a_file_is_named(tmp_path, name):
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        read_safetensors_shards(write_index(tmp_path, {"a": name}))
+    assert ascii(name)[1:-1] in ascii(str(caught.value))
+
+
 def test_shard_that_links_out_of_the_folder_is_refused(tmp_path):
     outside, folder = tmp_path / "outside.safetensors", tmp_path / "model"
     folder.mkdir()

@@ -261,6 +261,14 @@ def split_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_broken_link_among_split_files_is_named(split_folder, name):
+    (split_folder / name).unlink(missing_ok=True)
+    (split_folder / name).symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=name):
+        TextTokenizer.from_folder(split_folder)
+
+
 def test_added_tokens_are_gathered_from_all_files(split_folder):
     decoder = {"259": {"content": "<|x|>", "special": True}, "258": {"content": "<|soi|>"}}
     (split_folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))

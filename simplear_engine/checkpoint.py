@@ -77,8 +77,9 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
         # An empty string would be the current folder to Path, and nobody means that.
         if name and path.is_dir():
             return path
-        if name and path.exists():
-            raise CheckpointError(f"{path}: expected a checkpoint folder, found a file")
+        if name and os.path.lexists(path):
+            found = "a file" if path.exists() else "a broken link"
+            raise CheckpointError(f"{path}: expected a checkpoint folder, found {found}")
     except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
         raise CheckpointError(f"{shown(name)}: no such folder: {error}") from None
     if not isinstance(name_or_path, str) or not _HUB_ID.fullmatch(name):
@@ -111,7 +112,7 @@ def load_checkpoint(path) -> Checkpoint:
         defaults=defaults,
         tensors=tensors,
         text=text,
-        image_tokenizer_path=image_tokenizer_path if image_tokenizer_path.is_dir() else None,
+        image_tokenizer_path=image_tokenizer_path if os.path.lexists(image_tokenizer_path) else None,
         stored_dtype=tensors["model.embed_tokens.weight"].dtype,
     )
 
@@ -135,7 +136,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 def _find_weights(folder: Path) -> Path:
     for name in ("model.safetensors", "model.safetensors.index.json"):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             return folder / name
     pickled = sorted(file.name for pattern in _PICKLE_PATTERNS for file in folder.glob(pattern))
     if pickled:
@@ -170,7 +171,7 @@ def _select(stored: dict[str, StoredTensor], model: ModelConfig, source: Path) -
 
 def _warn_about_repetition_penalty(path: Path) -> None:
     # Inherited from the text model SimpleAR was trained from; over image tokens nobody asked for it.
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     penalty = read_json_object(path).get("repetition_penalty")
     if penalty is not None and penalty != 1:

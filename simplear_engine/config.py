@@ -7,6 +7,7 @@ of the engine may trust them. Nothing here opens weights or tokenizers.
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class GenerationDefaults:
 def read_generation_defaults(folder) -> GenerationDefaults:
     """The folder's simplear.json, or SimpleAR's published values where it has none. Raises CheckpointError."""
     path = Path(folder) / DEFAULTS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):  # a broken link is there, and an error where it is read
         return GenerationDefaults()
     return generation_defaults_from_dict(read_json_object(path), path)
 

@@ -7,6 +7,7 @@ Weights pass through in pieces, so memory stays small; nothing is computed on th
 
 import dataclasses
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def convert_checkpoint(source, destination, *, dtype: str = "auto", image_tokeni
         write_generation_defaults(unfinished, wanted)
         tensors = {name: _converted(tensor, dtype) for name, tensor in checkpoint.tensors.items()}
         write_safetensors(unfinished / "model.safetensors", tensors, {"format": "pt"})
-        if (checkpoint.path / draft_file.FILE_NAME).exists():
+        if os.path.lexists(checkpoint.path / draft_file.FILE_NAME):
             shutil.copyfile(checkpoint.path / draft_file.FILE_NAME, unfinished / draft_file.FILE_NAME)
         image_source = image_tokenizer or checkpoint.image_tokenizer_path
         if image_source is not None:
@@ -81,7 +82,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     config.pop("dtype", None)
     with atomic_writer(folder / "config.json") as file:
         file.write(json.dumps({**config, "torch_dtype": dtype}, indent=2).encode() + b"\n")
-    if (checkpoint.path / "generation_config.json").exists():
+    if os.path.lexists(checkpoint.path / "generation_config.json"):
         shutil.copyfile(checkpoint.path / "generation_config.json", folder / "generation_config.json")
 
 

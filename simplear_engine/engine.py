@@ -116,7 +116,7 @@ class Engine:
                 raise CheckpointError(f"{stored.path}: {name} holds NaN or infinity")
         source = checkpoint.image_tokenizer_path if image_tokenizer is None else image_tokenizer
         draft_path = checkpoint.path / draft_file.FILE_NAME
-        drafts = draft_file.read_drafts(draft_path, checkpoint.model.num_codes) if draft_path.exists() else None
+        drafts = draft_file.read_drafts(draft_path, checkpoint.model.num_codes) if os.path.lexists(draft_path) else None
         engine = cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
             name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),

@@ -94,7 +94,7 @@ def read_safetensors_shards(index_path) -> dict[str, StoredTensor]:
         _check_shard_name(shard, folder, index_path)
     shards = sorted(set(weight_map.values()))
 
-    missing = [shard for shard in shards if not (folder / shard).exists()]
+    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
     if missing:
         raise CheckpointError(f"{index_path}: these shards are missing: {', '.join(missing)}")
     extra = sorted({file.name for file in folder.glob("model-*-of-*.safetensors")} - set(shards))
@@ -254,11 +254,14 @@ def _check_shard_name(shard, folder: Path, index_path: Path) -> None:
     is_plain = isinstance(shard, str) and shard == os.path.basename(shard) and shard not in ("", ".", "..")
     if not is_plain or "\0" in shard or "\\" in shard or not shard.endswith(".safetensors"):
         raise CheckpointError(f"{index_path}: shard {shard!r:.200}: expected the plain name of a .safetensors file")
-    target = (folder / shard).resolve()
+    try:
+        target = (folder / shard).resolve()
+    except (RuntimeError, ValueError) as error:  # a link to itself, a name that cannot be encoded
+        raise CheckpointError(f"{index_path}: shard {shard!r:.200}: no such file: {error}") from None
     home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         # The hub cache keeps files in blobs/ and fills snapshots/<revision>/ with links to them.
         allowed.append(home.parent.parent / "blobs")
     if target.parent not in allowed:
-        raise CheckpointError(f"{index_path}: shard {shard!r} is a link that leaves the folder")
+        raise CheckpointError(f"{index_path}: shard {shard!r:.200} is a link that leaves the folder")

@@ -7,6 +7,7 @@ a user's text. So a prompt that spells `<|soi|>` is six characters of text and n
 The `tokenizers` package is imported when the first tokenizer is loaded. Nothing here knows about weights or images.
 """
 
+import os
 from pathlib import Path
 
 from simplear_engine.atomic_file import atomic_writer
@@ -54,11 +55,11 @@ class TextTokenizer:
         Raises CheckpointError naming the file.
         """
         folder = Path(folder)
-        if (folder / "tokenizer.json").exists():
+        if os.path.lexists(folder / "tokenizer.json"):
             path = folder / "tokenizer.json"
             tokenizer, vocab = _load_tokenizer_json(path)
             return cls(tokenizer, path, vocab)
-        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        if all(os.path.lexists(folder / name) for name in ("vocab.json", "merges.txt")):
             return cls(_build_qwen2_tokenizer(folder), folder / "vocab.json")
         raise CheckpointError(
             f"{folder}: holds no text tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
@@ -204,6 +205,10 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
+def _read_optional(path: Path) -> dict:
+    return read_json_object(path) if os.path.lexists(path) else {}
+
+
 def _is_unicode(text: str) -> bool:
     """Whether UTF-8 can write it, which half of a surrogate pair is not for."""
     try:
@@ -226,7 +231,7 @@ def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
             )
 
     path = folder / "tokenizer_config.json"
-    decoder = (read_json_object(path) if path.exists() else {}).get("added_tokens_decoder") or {}
+    decoder = _read_optional(path).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{path}: added_tokens_decoder: expected an object")
     for token_id, token in decoder.items():
@@ -234,12 +239,12 @@ def _read_added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
         is_number = token_id.isascii() and token_id.isdigit() and len(token_id) < 10
         add(content, int(token_id) if is_number else token_id, path)
     path = folder / "added_tokens.json"
-    for content, token_id in (read_json_object(path) if path.exists() else {}).items():
+    for content, token_id in _read_optional(path).items():
         add(content, token_id, path)
     # This file gives no ids: names that no other file lists follow behind, in its order.
     path = folder / "special_tokens_map.json"
     next_id = max([len(vocab) - 1, *added.values()]) + 1
-    for value in (read_json_object(path) if path.exists() else {}).values():
+    for value in _read_optional(path).values():
         for token in value if isinstance(value, list) else [value]:
             content = token.get("content") if isinstance(token, dict) else token
             if content is None or (isinstance(content, str) and content in added):

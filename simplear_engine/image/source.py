@@ -64,9 +64,9 @@ def _find_files(path: Path) -> list[Path]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file or folder")
     if path.is_dir():
-        if (path / FILE_NAME).exists():
+        if os.path.lexists(path / FILE_NAME):
             return [path / FILE_NAME]
-        files = [path / name for name in _JIT_NAMES if (path / name).exists()]
+        files = [path / name for name in _JIT_NAMES if os.path.lexists(path / name)]
         if not files:
             raise CheckpointError(f"{path}: holds neither {FILE_NAME} nor {' nor '.join(_JIT_NAMES)}")
         return files
