@@ -251,6 +251,18 @@ def test_contradictory_tokenizer_json_is_refused_by_name(tiny_folder, tmp_path, 
         TextTokenizer.from_folder(edit_tokenizer(tiny_folder, tmp_path, edit))
 
 
+def test_dropout_of_a_tokenizers_training_leaves_prompts_alone(tiny_folder, tmp_path):
+    def edit(values):
+        values["model"].update(dropout=0.5, merges=[["a", "b"]])
+        values["model"]["vocab"]["ab"] = 256
+        for token in values["added_tokens"]:
+            token["id"] += 1
+
+    tokenizer = TextTokenizer.from_folder(edit_tokenizer(tiny_folder, tmp_path, edit))
+    assert tokenizer.encode_text("ab" * 60) == [tokenizer.encode_text("ab")[0]] * 60
+    assert json.loads(tokenizer.to_json())["model"]["dropout"] is None
+
+
 @pytest.fixture
 def split_folder(tmp_path):
     """A small tokenizer in Qwen2's older files."""

@@ -156,9 +156,11 @@ def _load_tokenizer_json(path: Path):
             raise CheckpointError(
                 f"{path}: added token {token['content']!r}: id {token['id']} cannot be had, only {actual}"
             )
-    # Both are about training batches; a prompt is never cut or filled up.
+    # All three are for training: a prompt is never cut or filled up, and has the same ids every time.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
     vocab = values["model"].get("vocab")
     return tokenizer, vocab if isinstance(vocab, dict) else None
 
