@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from simplear_engine import (
     _C,
 )
 from simplear_engine.checkpoint import load_checkpoint
+from simplear_engine.config import GenerationDefaults
 from simplear_engine.kernels.packed_weight import pack
 
 NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
@@ -561,6 +563,70 @@ def test_weights_that_are_no_floats_are_named(tiny_checkpoint):
     weights["model.layers.0.mlp.down_proj.weight"] = weights["model.layers.0.mlp.down_proj.weight"].astype(np.int64)
     with pytest.raises(InvalidRequestError, match="down_proj.weight: expected one of .*, found int64"):
         Engine.from_weights(load_checkpoint(tiny_checkpoint).model, weights)
+
+
+class Unlendable:
+    """As a tensor of torch on its "meta" device."""
+
+    def __dlpack__(self, **options):
+        raise ValueError("unknown device type meta")
+
+    def __dlpack_device__(self):
+        raise ValueError("unknown device type meta")
+
+
+LENDERS = {
+    "list": lambda array: array.tolist(),
+    "nothing": lambda array: None,
+    "float64": lambda array: array.astype(np.float64),
+    "transposed": lambda array: array.T,
+    "read_only": lambda array: np.broadcast_to(array, array.shape),
+    "nowhere": lambda array: Unlendable(),
+}
+
+
+@pytest.mark.parametrize("lender", LENDERS)
+def test_weight_that_cannot_be_borrowed_is_named(tiny_checkpoint, lender):
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights = {name: t.data.copy() for name, t in load_checkpoint(tiny_checkpoint).tensors.items()}
+    weights[name] = LENDERS[lender](weights[name])
+    with pytest.raises(InvalidRequestError, match=f"do not fit the configuration:\n  {name}: .*[a-z]"):
+        Engine.from_weights(load_checkpoint(tiny_checkpoint).model, weights)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"num_kv_heads": 3}, "config: num_kv_heads: expected a divisor of num_heads = 4, found 3"),
+        ({"num_kv_heads": 0}, "config: num_kv_heads: expected an integer from 1"),
+        ({"num_layers": 0}, "config: num_layers: "),
+        ({"head_dim": 15}, "config: head_dim: expected an even number"),
+        ({"visual_offset": -1}, "config: visual_offset: "),
+        ({"visual_offset": 776}, "config: vocab_size: expected more than the tokenizer's 776"),
+        ({"rms_norm_eps": float("nan")}, "config: rms_norm_eps: "),
+        ({"rope_theta": 0.0}, "config: rope_theta: "),
+    ],
+    ids=str,
+)
+def test_impossible_configuration_of_given_weights_is_named(tiny_checkpoint, change, text):
+    with pytest.raises(InvalidRequestError, match=text):
+        Engine.from_weights(replace(load_checkpoint(tiny_checkpoint).model, **change), {})
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"defaults": GenerationDefaults(height=100)}, "defaults: height: expected a multiple of compression = 16"),
+        ({"defaults": GenerationDefaults(top_k=513)}, "defaults: top_k: expected at most 512, .* found 513"),
+        ({"defaults": GenerationDefaults(compression=0)}, "defaults: compression: "),
+        ({"defaults": {"height": 64}}, "defaults: expected GenerationDefaults, got {'height': 64}"),
+        ({"weights": None}, "weights: expected tensors by name, got None"),
+    ],
+    ids=["height", "top_k", "compression", "dict", "weights"],
+)
+def test_impossible_company_of_given_weights_is_named(tiny_checkpoint, options, text):
+    with pytest.raises(InvalidRequestError, match=text):
+        Engine.from_weights(load_checkpoint(tiny_checkpoint).model, **{"weights": {}, **options})
 
 
 def test_timings_do_not_change_under_their_reader():

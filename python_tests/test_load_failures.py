@@ -7,6 +7,7 @@ test_config.py); here is the whole way through Engine.from_pretrained.
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,19 @@ def test_configuration_of_another_network_is_told_from_the_weights(folder, key, 
 def test_impossible_defaults_are_named_with_their_key(folder, key, value):
     edit_json(folder / "simplear.json", lambda values: values.update({key: value}))
     assert key in refused(folder, "simplear.json")
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"top_k": 513}, "top_k: expected at most 512, .* found 513"),
+        ({"compression": 8, "height": 24}, "compression: expected 16, .* found 8"),
+        ({"width": 65552}, "width: expected an integer from 1 to 65536, found 65552"),
+    ],
+)
+def test_defaults_that_the_model_cannot_do_are_named(folder, change, text):
+    edit_json(folder / "simplear.json", lambda values: values.update(change))
+    assert re.search(text, refused(folder, "simplear.json"))
 
 
 @pytest.mark.parametrize("key", ["prompt_begin", "prompt_end"])

@@ -12,7 +12,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from simplear_engine.config import GenerationDefaults, ModelConfig, read_generation_defaults, read_model_config
+from simplear_engine.config import (
+    DEFAULTS_FILE,
+    GenerationDefaults,
+    ModelConfig,
+    check_defaults_suit_model,
+    read_generation_defaults,
+    read_model_config,
+)
 from simplear_engine.dtypes import FLOATING
 from simplear_engine.errors import CheckpointError, InvalidRequestError, shown
 from simplear_engine.safetensors_file import StoredTensor, read_safetensors, read_safetensors_shards
@@ -97,6 +104,7 @@ def load_checkpoint(path) -> Checkpoint:
     text = TextTokenizer.from_folder(folder)
     model = read_model_config(folder / "config.json", visual_offset=len(text))
     defaults = read_generation_defaults(folder)
+    check_defaults_suit_model(defaults, model, folder / DEFAULTS_FILE)
     for token in (defaults.prompt_begin, defaults.prompt_end):
         text.control_id(token)
     if weights_path.name.endswith(".index.json"):

@@ -12,11 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simplear_engine.atomic_file import atomic_writer
-from simplear_engine.errors import CheckpointError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.strict_json import read_json_object
 
 DEFAULTS_FILE = "simplear.json"
 DEFAULTS_FORMAT = 1
+MAX_SIDE = 1 << 16  # of a picture, in pixels
+# What config.json calls these fields of ModelConfig.
+_CONFIG_JSON_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def read_model_config(path, visual_offset: int) -> ModelConfig:
 
 def model_config_from_dict(values: dict, visual_offset: int, source="config.json") -> ModelConfig:
     """As `read_model_config`, from values already in memory; `source` names them in errors."""
-    read = _Reader(values, source)
+    read = _Reader(values, source, _CONFIG_JSON_KEYS)
     read.one_of("model_type", ("qwen2",))
     read.one_of("hidden_act", ("silu",), default="silu")
     read.one_of("use_sliding_window", (False,), default=False)
@@ -66,34 +73,34 @@ def model_config_from_dict(values: dict, visual_offset: int, source="config.json
     if any(kind != "full_attention" for kind in read.list("layer_types")):
         read.fail("layer_types", "full_attention in every layer", values["layer_types"])
 
-    hidden_size = read.integer("hidden_size", 1, 1 << 20)
-    num_heads = read.integer("num_attention_heads", 1, 1 << 12)
-    num_kv_heads = read.integer("num_key_value_heads", 1, 1 << 12)
+    if values.get("head_dim") is None:
+        hidden_size, num_heads = read.integer("hidden_size", 1, 1 << 20), read.integer("num_heads", 1, 1 << 12)
+        if hidden_size % num_heads:
+            read.fail("num_heads", f"a divisor of hidden_size = {hidden_size} where head_dim is absent", num_heads)
+        values = {**values, "head_dim": hidden_size // num_heads}
+    values = {**values, "rope_theta": rope_theta, "visual_offset": visual_offset}
+    return _read_sizes(_Reader(values, source, _CONFIG_JSON_KEYS))
+
+
+def _read_sizes(read: "_Reader") -> ModelConfig:
+    num_heads, num_kv_heads = read.integer("num_heads", 1, 1 << 12), read.integer("num_kv_heads", 1, 1 << 12)
     if num_heads % num_kv_heads:
-        read.fail("num_key_value_heads", f"a divisor of num_attention_heads = {num_heads}", num_kv_heads)
-    if values.get("head_dim") is not None:
-        head_dim = read.integer("head_dim", 2, 1 << 12)
-    elif hidden_size % num_heads:
-        read.fail(
-            "num_attention_heads", f"a divisor of hidden_size = {hidden_size} where head_dim is absent", num_heads
-        )
-    else:
-        head_dim = hidden_size // num_heads
+        read.fail("num_kv_heads", f"a divisor of {read.name('num_heads')} = {num_heads}", num_kv_heads)
+    head_dim = read.integer("head_dim", 2, 1 << 20)
     if head_dim % 2:
         read.fail("head_dim", "an even number, because rotary embedding turns pairs", head_dim)
-
-    vocab_size = read.integer("vocab_size", 1, 1 << 30)
+    vocab_size, visual_offset = read.integer("vocab_size", 1, 1 << 30), read.integer("visual_offset", 0, 1 << 30)
     if vocab_size <= visual_offset:
         expected = f"more than the tokenizer's {visual_offset} text tokens, because visual codes follow them"
         read.fail("vocab_size", expected, vocab_size)
     return ModelConfig(
-        hidden_size=hidden_size,
+        hidden_size=read.integer("hidden_size", 1, 1 << 20),
         intermediate_size=read.integer("intermediate_size", 1, 1 << 22),
-        num_layers=read.integer("num_hidden_layers", 1, 1 << 12),
+        num_layers=read.integer("num_layers", 1, 1 << 12),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rope_theta=rope_theta,
+        rope_theta=read.number("rope_theta", below=1e12),
         rms_norm_eps=read.number("rms_norm_eps", below=1),
         vocab_size=vocab_size,
         tie_word_embeddings=read.boolean("tie_word_embeddings"),
@@ -139,7 +146,7 @@ def generation_defaults_from_dict(values: dict, source=DEFAULTS_FILE) -> Generat
         if key not in known and key != "format":
             raise CheckpointError(f"{source}: unknown key {key!r}; known are {', '.join(known)}")
     compression = read.integer("compression", 1, 1 << 10)
-    sizes = {name: read.integer(name, 1, 1 << 20) for name in ("height", "width")}
+    sizes = {name: read.integer(name, 1, MAX_SIDE) for name in ("height", "width")}
     for name, size in sizes.items():
         if size % compression:
             read.fail(name, f"a multiple of compression = {compression}", size)
@@ -153,6 +160,24 @@ def generation_defaults_from_dict(values: dict, source=DEFAULTS_FILE) -> Generat
         compression=compression,
         **sizes,
     )
+
+
+def check_defaults_suit_model(defaults: GenerationDefaults, model: ModelConfig, source) -> None:
+    """Raises CheckpointError, which calls the defaults `source`, where the model cannot do what they say."""
+    if defaults.top_k is not None and defaults.top_k > model.num_codes:
+        raise CheckpointError(
+            f"{source}: top_k: expected at most {model.num_codes}, the model's number of codes, found {defaults.top_k}"
+        )
+
+
+def check_given(model: ModelConfig, defaults: GenerationDefaults) -> None:
+    """What the readers of both files check, for values that a caller made. Raises InvalidRequestError."""
+    try:
+        _read_sizes(_Reader(dataclasses.asdict(model), "config"))
+        generation_defaults_from_dict({"format": DEFAULTS_FORMAT, **dataclasses.asdict(defaults)}, "defaults")
+        check_defaults_suit_model(defaults, model, "defaults")
+    except CheckpointError as error:
+        raise InvalidRequestError(str(error)) from None
 
 
 def write_generation_defaults(folder, defaults: GenerationDefaults) -> None:
@@ -179,19 +204,26 @@ def _read_rope_theta(read: "_Reader") -> float:
 
 
 class _Reader:
-    """Typed reads from one JSON object; every failure names the source, the key, the expected and the found."""
+    """Typed reads from one JSON object; every failure names the source, the key, the expected and the found.
 
-    def __init__(self, values: dict, source):
+    keys: what the source calls a key, where that is not its name here.
+    """
+
+    def __init__(self, values: dict, source, keys: dict[str, str] | None = None):
         self.values = values
         self.source = source
+        self._keys = keys or {}
+
+    def name(self, key: str) -> str:
+        return self._keys.get(key, key)
 
     def fail(self, key: str, expected: str, found) -> None:
-        raise CheckpointError(f"{self.source}: {key}: expected {expected}, found {found!r:.200}")
+        raise CheckpointError(f"{self.source}: {self.name(key)}: expected {expected}, found {found!r:.200}")
 
     def _get(self, key: str, expected: str):
-        if key not in self.values:
-            raise CheckpointError(f"{self.source}: {key}: expected {expected}, but the key is missing")
-        return self.values[key]
+        if self.name(key) not in self.values:
+            raise CheckpointError(f"{self.source}: {self.name(key)}: expected {expected}, but the key is missing")
+        return self.values[self.name(key)]
 
     def integer(self, key: str, low: int, high: int) -> int:
         expected = f"an integer from {low} to {high}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simplear_engine import draft_file
-from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.config import GenerationDefaults, ModelConfig, check_given
 from simplear_engine.dtypes import FLOATING
 from simplear_engine.engine_options import (
     check_dtype,
@@ -145,6 +145,12 @@ class Engine:
 
         if not isinstance(config, ModelConfig):
             raise InvalidRequestError(f"config: expected a ModelConfig, got {shown(config)}")
+        if not isinstance(weights, Mapping):
+            raise InvalidRequestError(f"weights: expected tensors by name, got {shown(weights)}")
+        defaults = GenerationDefaults() if defaults is None else defaults
+        if not isinstance(defaults, GenerationDefaults):
+            raise InvalidRequestError(f"defaults: expected GenerationDefaults, got {shown(defaults)}")
+        check_given(config, defaults)
         if text is not None and not hasattr(text, "encode_prompt"):
             raise InvalidRequestError(f"text: expected a TextTokenizer, got {shown(text)}")
         if image_tokenizer is not None and not hasattr(image_tokenizer, "decode"):
@@ -157,7 +163,7 @@ class Engine:
                 continue
             try:
                 tensors[name] = backend.borrow(weights[name])
-            except BufferError as error:  # NumPy does not lend what is read-only
+            except (BufferError, RuntimeError, TypeError, ValueError) as error:  # whatever lender or borrower minds
                 faults.append(f"{name}: {error}")
                 continue
             if tensors[name].dtype not in FLOATING:
@@ -168,7 +174,7 @@ class Engine:
             raise InvalidRequestError("weights do not fit the configuration:\n  " + "\n  ".join(faults))
         dtype = check_dtype(dtype, tensors["model.embed_tokens.weight"].dtype, backend)
         return cls(
-            config, tensors, dtype, backend, defaults=defaults or GenerationDefaults(), text=text,
+            config, tensors, dtype, backend, defaults=defaults, text=text,
             name="weights", image_tokenizer=image_tokenizer, kv_dtype=check_kv_dtype(kv_dtype, dtype, backend),
             kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs, prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.config import DEFAULTS_FILE, GenerationDefaults, ModelConfig
 from simplear_engine.errors import CapacityError, CheckpointError, InvalidRequestError, UnsupportedError, shown
 
 # Room for prompts when the KV cache is sized for the checkpoint's default picture.
@@ -125,6 +125,11 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
     if tokenizer.num_codes < checkpoint.model.num_codes:
         raise CheckpointError(
             f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
+        )
+    if tokenizer.compression != checkpoint.defaults.compression:
+        raise CheckpointError(
+            f"{checkpoint.path / DEFAULTS_FILE}: compression: expected {tokenizer.compression}, that of {path}, "
+            f"found {checkpoint.defaults.compression}"
         )
     return tokenizer
 

@@ -8,7 +8,7 @@ import operator
 import os
 from dataclasses import dataclass
 
-from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.config import MAX_SIDE, GenerationDefaults, ModelConfig
 from simplear_engine.errors import InvalidRequestError, shown
 
 MAX_SEED = 2**64 - 1
@@ -123,7 +123,7 @@ def check_ids(name: str, ids, model: ModelConfig) -> list[int]:
 
 
 def _size(name: str, value, compression: int) -> int:
-    value = _integer(name, value, 1, 1 << 16)
+    value = _integer(name, value, 1, MAX_SIDE)
     if value % compression:
         low = max(compression, value // compression * compression)
         high = low + compression
