@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -289,6 +290,30 @@ def test_converting_without_a_new_dtype_keeps_every_bit(folder, tmp_path):
         np.testing.assert_array_equal(after.tensors[name].data, tensor.data)
 
 
+def test_converting_without_a_new_dtype_keeps_that_of_each_tensor(folder, tmp_path):
+    norm = np.full(64, 1.001, np.float32)  # which bfloat16 would round
+    edit_weights(folder, model__norm__weight=norm)
+    convert_checkpoint(folder, tmp_path / "out")
+    after = load_checkpoint(tmp_path / "out")
+    assert after.stored_dtype == "bfloat16"
+    np.testing.assert_array_equal(after.tensors["model.norm.weight"].data, norm)
+
+
+@pytest.mark.parametrize("dtype, value", [("float16", 1e5), ("bfloat16", 3.4e38)])
+def test_number_that_the_new_dtype_cannot_hold_is_named(tmp_path, dtype, value):
+    source = write_random_checkpoint(tmp_path / "in", dtype="float32")
+    edit_weights(source, model__norm__weight=np.full(64, value, np.float32))
+    with pytest.raises(CheckpointError, match=f"model.norm.weight: holds .*, which is not finite as {dtype}"):
+        convert_checkpoint(source, tmp_path / "out", dtype=dtype)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_converting_damaged_drafts_is_refused(folder, tmp_path):
+    (folder / "drafts.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match="drafts.safetensors"):
+        convert_checkpoint(folder, tmp_path / "out")
+
+
 def test_converting_takes_what_speculation_learnt_along(folder, tmp_path):
     write_drafts(folder / "drafts.safetensors", np.array([[7, -8], [3, 2], [1, 1], [1, 2]], np.int32))
     convert_checkpoint(folder, tmp_path / "out")
@@ -307,8 +332,11 @@ def test_converting_takes_the_image_tokenizer_along(tmp_path):
 
 def test_failed_conversion_leaves_nothing_behind(folder, tmp_path):
     (folder / "vq").mkdir()
-    for options in ({"dtype": "int3"}, {"height": 33}, {"prompt_begin": "<|go|>"}, {}):
-        with pytest.raises((CheckpointError, InvalidRequestError)):
+    for options in ({"dtype": "int3"}, {"height": 33}, {"top_k": 513}, {"colour": 1}, {"prompt_begin": "<|go|>"}):
+        with pytest.raises(InvalidRequestError):
+            convert_checkpoint(folder, tmp_path / "out", **options)
+    for options in ({}, {"image_tokenizer": ""}):
+        with pytest.raises(CheckpointError):
             convert_checkpoint(folder, tmp_path / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -179,6 +179,7 @@ def test_any_values_give_a_config_or_a_checkpoint_error(changes):
         (b"[1]", "expected a JSON object"),
         (b'{"hidden_size": 1, "hidden_size": 2}', "'hidden_size' occurs twice"),
         (b'{"rope_theta": NaN}', "NaN"),
+        (b'{"unused": -1e999}', "-1e999 is larger"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b" " * (65 << 20), "larger than"),
     ],

@@ -1,10 +1,12 @@
 """JSON as a format for files that strangers wrote: bounded, without duplicates, without surprises.
 
-`json.loads` accepts NaN, keeps the last of two equal keys and may raise six kinds of exception. A checkpoint's files
-are read through here instead, so that whatever is wrong with them becomes one `CheckpointError` naming file and reason.
+`json.loads` accepts NaN, makes 1e999 infinite, keeps the last of two equal keys and may raise six kinds of exception. A
+checkpoint's files are read through here instead, so that whatever is wrong with them becomes one `CheckpointError`
+naming file and reason.
 """
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -27,10 +29,22 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _finite_float(text):
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is larger than a float can be")
+    return value
+
+
 def parse_json_object(data: bytes, source) -> dict:
     """The object that `data` (UTF-8) spells; `source` names it in errors. Raises CheckpointError."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
     except RecursionError:
         raise CheckpointError(f"{source}: JSON is nested too deeply") from None
     except UnicodeDecodeError as error:
