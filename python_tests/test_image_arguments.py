@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simplear_engine.errors import CheckpointError, InvalidRequestError
+from simplear_engine.errors import CheckpointError, InvalidRequestError, NumericalError
 from simplear_engine.image import CosmosTokenizer
 from simplear_engine.image.random import write_random_tokenizer
+from simplear_engine.safetensors_file import read_safetensors, write_safetensors
 
 MINI = Path(__file__).parent / "data" / "cosmos_dv_mini.safetensors"
 SMALL = {"name": "DI", "channels": 32, "channels_mult": [1, 1], "num_res_blocks": 1, "patch_size": 2,
@@ -55,9 +56,36 @@ def test_wrong_images_are_refused(tokenizer, images, text):
         tokenizer.encode(images)
 
 
-def test_unknown_dtype_is_refused():
-    with pytest.raises(InvalidRequestError, match="float16"):
-        CosmosTokenizer.from_pretrained(MINI, dtype="float16")
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"dtype": "float16"}, "dtype: .*float16"),
+        ({"dtype": np.array(["float32", "bfloat16"])}, "dtype: .*array"),
+        ({"device": "tpu"}, "device: .*tpu"),
+        ({"threads": "2"}, "threads: .*'2'"),
+        ({"threads": True}, "threads: .*True"),
+        ({"threads": 0}, "threads: .*0"),
+    ],
+    ids=str,
+)
+def test_impossible_option_is_named(options, text):
+    with pytest.raises(InvalidRequestError, match=text):
+        CosmosTokenizer.from_pretrained(MINI, **options)
+
+
+def test_pixels_that_are_no_numbers_are_an_error_and_no_black_picture(tmp_path):
+    path = write_random_tokenizer(tmp_path / "large.safetensors", SMALL)
+    tensors, metadata = read_safetensors(path)
+    large = {name: tensor.data * np.float32(1e12) for name, tensor in tensors.items()}
+    write_safetensors(path, large, metadata)
+    with pytest.raises(NumericalError, match="large.safetensors: .* NaN or infinity"):
+        CosmosTokenizer.from_pretrained(path, threads=1).decode(np.zeros((1, 2, 2), int))
+
+
+def test_kernels_are_chosen_once(monkeypatch):
+    tokenizer = CosmosTokenizer.from_pretrained(MINI, threads=1)
+    monkeypatch.setenv("SIMPLEAR_CPU_ISA", "nonsense")
+    assert np.isfinite(tokenizer.decode(np.zeros((1, 2, 2), int))).all()
 
 
 def test_decoder_alone_decodes_and_says_what_it_lacks(tmp_path):

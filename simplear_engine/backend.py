@@ -48,6 +48,15 @@ class Rows:
         return {0: self.count}
 
 
+def new_pool(threads: int | None) -> _C.ThreadPool:
+    """So many worker threads; None: as many as there are physical cores that this process may use."""
+    if threads is None:
+        threads = _C.default_num_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise InvalidRequestError(f"threads: expected an integer in 1..{MAX_THREADS}, got {shown(threads)}")
+    return _C.ThreadPool(threads)
+
+
 class CpuBackend:
     """Threads and the choice of kernels on this processor."""
 
@@ -57,11 +66,7 @@ class CpuBackend:
 
     def __init__(self, threads: int | None = None):
         """threads: None takes the physical cores that this process may use."""
-        if threads is None:
-            threads = _C.default_num_threads()
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-            raise InvalidRequestError(f"threads: expected an integer in 1..{MAX_THREADS}, got {shown(threads)}")
-        self.pool = _C.ThreadPool(threads)
+        self.pool = new_pool(threads)
         self.isa = _C.chosen_isa()
         self._forced = forced_implementations(self.known_implementations())
 

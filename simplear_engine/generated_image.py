@@ -55,7 +55,8 @@ class GeneratedImage:
 
     @property
     def pixels(self) -> np.ndarray:
-        """float32 [3, H, W], nominally in [-1, 1], not clamped. UnsupportedError when the checkpoint has no decoder."""
+        """float32 [3, H, W], nominally in [-1, 1], not clamped. UnsupportedError when the checkpoint has no decoder,
+        NumericalError where that one overflows."""
         return self._pixels()
 
     @property

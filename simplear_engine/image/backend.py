@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from simplear_engine import _C
+from simplear_engine.backend import new_pool
 from simplear_engine.errors import UnsupportedError
 from simplear_engine.image import fsq
 from simplear_engine.image.packing import KernelPacker, plain_kernels
@@ -20,7 +21,8 @@ from simplear_engine.kernels.fsq_decode import OP as FSQ_DECODE
 class CpuBackend:
     def __init__(self, dtype: str, threads: int | None = None, pool: _C.ThreadPool | None = None):
         self.dtype = dtype
-        self._pool = pool or _C.ThreadPool(_C.default_num_threads() if threads is None else threads)
+        self._pool = pool or new_pool(threads)
+        self._isa = _C.chosen_isa()  # once, so that all pictures of this backend have the same bits
         self.packer = KernelPacker(dtype, self._pool)
 
     def codes_of(self, indices: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
@@ -31,14 +33,14 @@ class CpuBackend:
             "levels": _C.Tensor.from_numpy(np.array(levels, np.int32)),
             "codes": _C.Tensor.from_numpy(codes.reshape(-1, len(levels))),
         }
-        FSQ_DECODE.run(_C.chosen_isa(), self._pool, arguments)
+        FSQ_DECODE.run(self._isa, self._pool, arguments)
         return codes
 
     def prepare(self, shape: tuple[int, ...], run_network: Callable) -> Callable[[np.ndarray], np.ndarray]:
         program = _C.Program()
         plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
         run = lambda recording: program.run(plan, self._pool)  # noqa: E731
-        return Recording(shape, run_network, self.dtype, program, _C.chosen_isa(), run)
+        return Recording(shape, run_network, self.dtype, program, self._isa, run)
 
 
 class TritonBackend:

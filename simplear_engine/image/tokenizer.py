@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simplear_engine import _C
-from simplear_engine.errors import CheckpointError, InvalidRequestError, UnsupportedError
+from simplear_engine.errors import CheckpointError, InvalidRequestError, NumericalError, UnsupportedError, shown
 from simplear_engine.image import folding, fsq, network, pixels
 from simplear_engine.image.config import TokenizerConfig
 from simplear_engine.image.source import TokenizerSource, open_tokenizer
@@ -38,10 +38,10 @@ class CosmosTokenizer:
         defaults to all physical cores; `pool` shares the threads of an engine instead. `device` "cuda" computes on the
         current GPU of torch, with Triton. Raises CheckpointError.
         """
-        if dtype not in DTYPES:
-            raise InvalidRequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        if device not in ("cpu", "cuda"):
-            raise InvalidRequestError(f"device: expected cpu or cuda, got {device!r}")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise InvalidRequestError(f"dtype: expected one of {', '.join(DTYPES)}, got {shown(dtype)}")
+        if not isinstance(device, str) or device not in ("cpu", "cuda"):
+            raise InvalidRequestError(f"device: expected cpu or cuda, got {shown(device)}")
         if device == "cuda" and not (found := _C.cuda_devices())[0]:
             raise UnsupportedError(f"device='cuda': no GPU was found ({found[1]})")
         source = open_tokenizer(path)
@@ -64,7 +64,9 @@ class CosmosTokenizer:
             self._decoder.build()
 
     def decode(self, indices) -> np.ndarray:
-        """int [B, h, w] with 0 <= index < num_codes -> float32 [B, 3, H, W], nominally in [-1, 1], not clamped."""
+        """int [B, h, w] with 0 <= index < num_codes -> float32 [B, 3, H, W], nominally in [-1, 1], not clamped.
+
+        Raises NumericalError where the network overflows."""
         if not self._source.has_decoder:
             raise CheckpointError(f"{self._source.path}: holds no decoder, so it cannot turn codes into pictures")
         indices = np.asarray(indices)
@@ -79,7 +81,10 @@ class CosmosTokenizer:
                 f"indices: expected 0..{self.num_codes - 1}, got {indices.min()}..{indices.max()}"
             )
         codes = self._backend.codes_of(indices, self.config.levels)
-        return self._decoder.run(codes, lambda patches: pixels.patches_to_image(patches, self.config.patch_size))
+        images = self._decoder.run(codes, lambda patches: pixels.patches_to_image(patches, self.config.patch_size))
+        if not np.isfinite(images).all():
+            raise NumericalError(f"{self._source.path}: its decoder made pixels that are NaN or infinity")
+        return images
 
     def encode(self, images) -> np.ndarray:
         """float32 [B, 3, H, W] in [-1, 1], H and W multiples of `compression` -> int32 [B, h, w]."""
