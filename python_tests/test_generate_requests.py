@@ -36,10 +36,12 @@ BAD_ARGUMENTS = {
     "guidance_scale": [*NO_NUMBERS, -0.5, 1e9],
     "temperature": [*NO_NUMBERS, -0.5, 1e9, 1e-38, 1e-46, None],
     "top_k": [*NO_INTEGERS, 0, -1, 513, HUGE],
-    "top_p": [*NO_NUMBERS, 0, -0.5, 1.0001, None],
+    "top_p": [*NO_NUMBERS, 0, 1e-50, -0.5, 1.0001, None],
     "seed": [*NO_INTEGERS, -1, 1 << 64, HUGE],
     "prompt": [None, 5, b"apple", [], {}, {"apple"}, ["apple", 5], ["apple", None], [["apple"]], "\ud800", ["a", "\udfff"]],
-    "negative_prompt": [5, b"apple", ["apple"], "\ud800"],
+    "negative_prompt": [5, b"apple", ["apple"], np.array(["a", "b"]), "\ud800"],
+    "speculation": [True, 5, ["auto"], np.array(["auto", "jacobi"])],
+    "draft_source": [True, 5, ["left"], np.array(["left", "above"])],
 }  # fmt: skip
 SMALL = {"prompt": "apple", "height": 32, "width": 32, "seed": 7}
 
@@ -79,7 +81,7 @@ def test_bad_argument_is_named(tiny_engine, name, value):
 
 @pytest.mark.parametrize("name", ["prompt_ids", "negative_ids"])
 @pytest.mark.parametrize("value", ["abc", b"abc", 5, [1.5], ["1"], [True], [-1], [776], [1 << 70], [[1, 2]],
-                                   np.array([[1, 2], [3, 4]]), np.array([1.5]), [None], []], ids=repr)  # fmt: skip
+                                   np.array([[1, 2], [3, 4]]), np.array([1.5]), [None], [], {2, 1}, {2: 1}], ids=repr)  # fmt: skip
 def test_bad_ids_are_named(tiny_engine, name, value):
     ids = {"prompt_ids": [1, 2], "negative_ids": [3], name: value}
     with pytest.raises(InvalidRequestError, match=rf"^{name}: "):
@@ -246,6 +248,15 @@ def test_request_that_can_never_fit_is_refused_with_what_to_do(tiny_checkpoint):
             engine.generate("apple", height=4096, width=4096)
         assert len(engine.generate("apple", height=128, width=128, num_images=5)) == 5
         assert_nothing_is_left(engine)
+
+
+def test_picture_whose_tokens_32_bits_cannot_count_is_refused(tiny_checkpoint):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    weights = {name: tensor.data.copy() for name, tensor in checkpoint.tensors.items()}
+    defaults = GenerationDefaults(height=8, width=8, compression=1)
+    with Engine.from_weights(checkpoint.model, weights, defaults=defaults, threads=1) as engine:
+        with pytest.raises(InvalidRequestError, match="picture of 4294967296 tokens: the model knows 32768 positions"):
+            engine.generate_from_ids([1], [1], height=1 << 16, width=1 << 16)
 
 
 def test_prompt_longer_than_the_model_is_refused(tiny_engine):

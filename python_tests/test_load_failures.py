@@ -355,6 +355,8 @@ def test_overflowing_weights_end_the_request_and_not_the_engine(folder):
         ({"dtype": "float16"}, InvalidRequestError, "dtype: .*'float16'"),
         ({"dtype": None}, InvalidRequestError, "dtype: .*None"),
         ({"dtype": np.float32}, InvalidRequestError, "dtype: "),
+        ({"dtype": np.array(["float32", "int8"])}, InvalidRequestError, "dtype: "),
+        ({"kv_dtype": np.array(["float32", "int8"])}, InvalidRequestError, "kv_dtype: "),
         *(({name: value}, InvalidRequestError, f"{name}: ")
           for name in ("threads", "max_pairs", "prefill_chunk", "max_queue", "kv_cache_bytes")
           for value in (0, -1, 1.5, "2", True, float("nan"), [2])),

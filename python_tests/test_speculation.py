@@ -175,6 +175,7 @@ def test_windows_prompts_and_cancellations_mix_in_one_step():
     [
         ({"speculation": "magic"}, "speculation: expected one of None, 'auto', 'jacobi', .*'neighbours', got 'magic'"),
         ({"draft_window": 4}, "draft_window: expected None where speculation is None"),
+        ({"draft_source": "left"}, "draft_source: expected None where speculation is None, got 'left'"),
         ({"speculation": "jacobi", "draft_window": 65}, "draft_window: expected an integer in 1..64, got 65"),
         (
             {"draft_source": "magic"},

@@ -278,6 +278,8 @@ class Engine:
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
             draft_source=draft_source,
         )  # fmt: skip
+        if not isinstance(negative_prompt, (str, type(None))):
+            raise InvalidRequestError(f"negative_prompt: expected a str, got {shown(negative_prompt)}")
         if negative_prompt and sampling.guidance_scale == 1:
             raise InvalidRequestError(
                 "negative_prompt: has no effect without guidance; expected guidance_scale to be other than 1, got 1"

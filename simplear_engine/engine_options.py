@@ -76,11 +76,11 @@ def _cuda_version(version: int) -> str:
 
 def check_dtype(dtype: str, stored: str, backend) -> str:
     """The dtype to compute in; "auto" follows what is stored, with bfloat16 for float16."""
-    if dtype == "auto":
-        return "float32" if stored == "float32" else "bfloat16"
-    if dtype not in backend.dtypes:
+    if not isinstance(dtype, str) or dtype not in ("auto", *backend.dtypes):
         expected = f"{', '.join(backend.dtypes[:-1])} or {backend.dtypes[-1]}"
         raise InvalidRequestError(f"dtype: expected auto, {expected} on {backend.device}, got {shown(dtype)}")
+    if dtype == "auto":
+        return "float32" if stored == "float32" else "bfloat16"
     return dtype
 
 
@@ -88,12 +88,10 @@ def check_kv_dtype(kv_dtype: str, dtype: str, backend) -> str:
     """The dtype of keys and values; "auto" follows that of the weights."""
     from simplear_engine.backend import CACHE_DTYPES
 
-    if kv_dtype == "auto":
-        return CACHE_DTYPES[dtype]
-    if kv_dtype not in backend.kv_dtypes:
+    if not isinstance(kv_dtype, str) or kv_dtype not in ("auto", *backend.kv_dtypes):
         expected = f"{', '.join(backend.kv_dtypes[:-1])} or {backend.kv_dtypes[-1]}"
         raise InvalidRequestError(f"kv_dtype: expected auto, {expected} on {backend.device}, got {shown(kv_dtype)}")
-    return kv_dtype
+    return CACHE_DTYPES[dtype] if kv_dtype == "auto" else kv_dtype
 
 
 def positive(name: str, value, high: int) -> int:

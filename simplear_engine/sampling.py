@@ -6,6 +6,7 @@ Every fault is an InvalidRequestError that names the parameter, what was expecte
 import math
 import operator
 import os
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from simplear_engine.config import MAX_SIDE, GenerationDefaults, ModelConfig
@@ -14,6 +15,7 @@ from simplear_engine.errors import InvalidRequestError, shown
 MAX_SEED = 2**64 - 1
 MAX_IMAGES = 10_000
 MIN_TEMPERATURE = 1e-6  # logits divided by less are no numbers any more
+MIN_TOP_P = 1e-45  # less is 0 as float32
 MAX_DRAFT_WINDOW = 64
 DEFAULT_DRAFT_WINDOW = 8
 SPECULATIONS = (None, "auto", "jacobi", "ratio", "simplear", "neighbours")
@@ -49,6 +51,12 @@ def check_sampling(
     """The parameters of a call to `Engine.generate`; None stands for the checkpoint's default (seed: a random one)."""
     height = _size("height", defaults.height if height is None else height, compression)
     width = _size("width", defaults.width if width is None else width, compression)
+    grid = height // compression, width // compression
+    if grid[0] * grid[1] > model.max_position_embeddings:
+        raise InvalidRequestError(
+            f"picture of {grid[0] * grid[1]} tokens: the model knows {model.max_position_embeddings} positions; "
+            "lower the resolution"
+        )
     num_images = _integer("num_images", num_images, 1, MAX_IMAGES)
     seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else _integer("seed", seed, 0, MAX_SEED)
     if seed + num_images - 1 > MAX_SEED:
@@ -59,12 +67,12 @@ def check_sampling(
     if top_k is not None:
         top_k = _integer("top_k", top_k, 1, model.num_codes)
     top_p = _number("top_p", top_p, 0, 1)
-    if top_p == 0:
-        raise InvalidRequestError("top_p: expected a number in (0, 1], got 0")
+    if top_p < MIN_TOP_P:
+        raise InvalidRequestError(f"top_p: expected a number in (0, 1] that is not 0 as float32, got {top_p:g}")
     return Sampling(
         height=height,
         width=width,
-        grid=(height // compression, width // compression),
+        grid=grid,
         num_images=num_images,
         guidance_scale=_number(
             "guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale, 0, 1e6
@@ -75,7 +83,7 @@ def check_sampling(
         seed=seed,
         draft_window=_draft_window(speculation, draft_window),
         adapts_window=speculation == "auto",
-        draft_source=_draft_source(draft_source),
+        draft_source=_draft_source(speculation, draft_source),
         inexact=speculation if speculation in INEXACT else None,
     )
 
@@ -90,7 +98,7 @@ def _temperature(value) -> float:
 
 
 def _draft_window(speculation, draft_window) -> int:
-    if speculation not in SPECULATIONS:
+    if not isinstance(speculation, (str, type(None))) or speculation not in SPECULATIONS:
         known = ", ".join(repr(name) for name in SPECULATIONS)
         raise InvalidRequestError(f"speculation: expected one of {known}, got {shown(speculation)}")
     if speculation is None:
@@ -104,18 +112,23 @@ def _draft_window(speculation, draft_window) -> int:
     return _integer("draft_window", draft_window, 1, MAX_DRAFT_WINDOW)
 
 
-def _draft_source(draft_source) -> str | None:
-    if draft_source is not None and draft_source not in DRAFT_SOURCES:
+def _draft_source(speculation, draft_source) -> str | None:
+    if draft_source is None:
+        return None
+    if not isinstance(draft_source, str) or draft_source not in DRAFT_SOURCES:
         raise InvalidRequestError(
             f"draft_source: expected one of {', '.join(DRAFT_SOURCES)}, got {shown(draft_source)}"
         )
+    if speculation is None:
+        raise InvalidRequestError(f"draft_source: expected None where speculation is None, got {shown(draft_source)}")
     return draft_source
 
 
 def check_ids(name: str, ids, model: ModelConfig) -> list[int]:
     """Token ids as a list of int: any sequence or array of integers, also a batch of one ([1, n]), each below the
     vocabulary's size."""
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) == 0:
+    # What iterates without an order that means anything is no prompt.
+    if isinstance(ids, (str, bytes, Set, Mapping)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) == 0:
         raise InvalidRequestError(f"{name}: expected a sequence of token ids, got {type(ids).__name__}")
     if getattr(ids, "ndim", 1) == 2 and len(ids) == 1:
         ids = ids[0]
