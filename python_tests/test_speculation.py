@@ -119,6 +119,15 @@ def test_draft_file_of_another_vocabulary_is_refused(tmp_path):
         draft_file.read_drafts(path, 19)
 
 
+def test_code_that_a_draft_file_cannot_hold_is_refused(tmp_path):
+    from simplear_engine import draft_file
+
+    path = tmp_path / "drafts.safetensors"
+    with pytest.raises(InvalidRequestError, match="drafts.safetensors: expected codes up to 65535, got 65536"):
+        draft_file.write_drafts(path, np.array([[77], [65536], [1], [1]], np.int32))
+    assert not path.exists()
+
+
 def test_drafts_are_counted_by_their_place_in_the_window():
     with make_engine() as engine:
         image = draw(engine, 2, window=5)

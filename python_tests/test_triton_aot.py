@@ -89,7 +89,7 @@ def test_compiled_kernel_is_kept_and_a_damaged_one_is_not_believed(tmp_path):
     assert (first[0], again[0]) == ("1", "0")
     (path,) = tmp_path.glob("embed_row-sm90-*.kernel")
     whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[:-9] + b"?" + whole[-8:]):
+    for damaged in (whole[:-1], whole[:-9] + b"?" + whole[-8:], b"5\n", b"[" * 100_000):
         path.write_bytes(damaged)
         assert launch_embed(tmp_path)[0][0] == "1"
         assert path.read_bytes() == whole

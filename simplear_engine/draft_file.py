@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from simplear_engine.errors import CheckpointError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.safetensors_file import read_safetensors, write_safetensors
 
 FILE_NAME = "drafts.safetensors"
 VERSION = "1"
 _COLUMNS = {"tag": "uint32", "code": "uint16", "num_right": "uint8", "num_seen": "uint8"}
 _MAX_COUNT = 255
+_MAX_CODE = (1 << 16) - 1
 
 
 def read_drafts(path: Path, num_codes: int) -> np.ndarray:
@@ -37,8 +38,10 @@ def read_drafts(path: Path, num_codes: int) -> np.ndarray:
 
 
 def write_drafts(path: Path, entries: np.ndarray) -> None:
-    """The reverse; counts above 255 are halved until they fit, in proportion."""
+    """The reverse; counts above 255 are scaled down until they fit. InvalidRequestError where a code does not."""
     tag, code, num_right, num_seen = entries
+    if code.size and code.max() > _MAX_CODE:
+        raise InvalidRequestError(f"cannot write {path}: expected codes up to {_MAX_CODE}, got {code.max()}")
     scale = np.maximum(1, num_seen / _MAX_COUNT)
     columns = {"tag": tag.view(np.uint32), "code": code, "num_right": num_right / scale, "num_seen": num_seen / scale}
     write_safetensors(

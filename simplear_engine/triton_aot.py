@@ -190,9 +190,9 @@ def _write(path: Path, key: str, kernel: CompiledKernel) -> None:
 def _read(path: Path, key: str) -> CompiledKernel | None:
     try:
         head, _, cubin = path.read_bytes().partition(b"\n")
-        facts = json.loads(head)
+        facts = dict(json.loads(head))
         if facts.pop("key") != key or facts.pop("sha256") != hashlib.sha256(cubin).hexdigest():
             return None
         return CompiledKernel(cubin, **{name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
