@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +196,12 @@ def test_pickled_weights_are_refused_and_never_run(folder, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_folder_of_a_training_run_points_at_the_model_in_it(folder):
+    (folder.parent / "checkpoint.pt").touch()
+    with pytest.raises(CheckpointError, match=f"holds no weights; did you mean {folder}?"):
+        load_checkpoint(folder.parent)
+
+
 # Names
 
 
@@ -228,6 +235,18 @@ def test_missing_default_model_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint_module, "DEFAULT_MODEL_FOLDER", tmp_path / "none")
     with pytest.raises(CheckpointError, match="name a folder or a hub id"):
         resolve("default")
+
+
+def test_folder_named_default_is_reached_by_its_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.rename(folder.parent / "default").parent)
+    assert resolve(Path("default")) == resolve("./default") == Path("default")
+    assert resolve("default") == checkpoint_module.DEFAULT_MODEL_FOLDER
+
+
+def test_revision_of_what_is_not_on_the_hub_is_refused(folder):
+    for name in ("default", folder):
+        with pytest.raises(InvalidRequestError, match=f"^revision: expected None for {name}, .* got 'v7'"):
+            resolve(name, "v7")
 
 
 def test_hub_ids_fetch_only_what_is_needed_and_no_pickle(monkeypatch, folder):

@@ -1,6 +1,7 @@
 """What a caller of Engine may rely on: checked arguments, seeds, progress, cancelling, limits, closing."""
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from simplear_engine import (
 from simplear_engine.checkpoint import load_checkpoint
 from simplear_engine.config import GenerationDefaults
 from simplear_engine.kernels.packed_weight import pack
+from simplear_engine.png import metadata_for
 
 NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
 NO_INTEGERS = [True, 1.0, "16", [16], NAN, np.array([16]), object()]
@@ -80,8 +82,8 @@ def test_bad_argument_is_named(tiny_engine, name, value):
 
 
 @pytest.mark.parametrize("name", ["prompt_ids", "negative_ids"])
-@pytest.mark.parametrize("value", ["abc", b"abc", 5, [1.5], ["1"], [True], [-1], [776], [1 << 70], [[1, 2]],
-                                   np.array([[1, 2], [3, 4]]), np.array([1.5]), [None], [], {2, 1}, {2: 1}], ids=repr)  # fmt: skip
+@pytest.mark.parametrize("value", ["abc", b"abc", 5, [1.5], ["1"], [True], [-1], [776], [1 << 70], [[1, 2]], {2, 1},
+                                   {2: 1}, np.array([[1, 2], [3, 4]]), np.array([1.5]), [None], []], ids=repr)  # fmt: skip
 def test_bad_ids_are_named(tiny_engine, name, value):
     ids = {"prompt_ids": [1, 2], "negative_ids": [3], name: value}
     with pytest.raises(InvalidRequestError, match=rf"^{name}: "):
@@ -174,6 +176,17 @@ def test_images_report_what_they_were_drawn_with(tiny_engine):
     assert np.all(image.log_probs <= 0) and np.all(image.log_probs > -np.log(9) - 10)
     assert image.pil.size == (32, 48)
     assert {"queue", "prefill", "decode", "pixels"} <= image.timings.keys()
+
+
+@pytest.mark.parametrize("spelled", ["{}", "./{}", "~/{}", "../{parent}/{}", "{}/vq/.."])
+def test_picture_tells_the_name_of_its_models_folder_and_not_the_place(tiny_checkpoint, monkeypatch, spelled):
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    model = spelled.format(tiny_checkpoint.name, parent=tiny_checkpoint.parent.name)
+    with Engine.from_pretrained(model, threads=1) as engine:
+        told = metadata_for(engine.generate(**SMALL)[0])
+    assert json.loads(told["simplear"])["model"] == tiny_checkpoint.name
+    assert f"Model: {tiny_checkpoint.name}," in told["parameters"]
 
 
 def test_without_a_seed_each_call_differs_and_tells_its_seed(tiny_engine):

@@ -68,14 +68,16 @@ class Checkpoint:
 def resolve(name_or_path, revision: str | None = None) -> Path:
     """The folder that "default", a path or a hub id such as "Daniel0724/SimpleAR-0.5B-RL" stands for.
 
-    An existing folder wins over a hub id of the same spelling. Hub files come through `huggingface_hub`, whose cache
-    and offline variables (HF_HOME, HF_HUB_OFFLINE) apply; `revision` is a branch, tag or commit there. Raises
-    CheckpointError saying what to do, InvalidRequestError where it is no name at all.
+    An existing folder wins over a hub id of the same spelling; one named default is Path("default") or "./default". Hub
+    files come through `huggingface_hub`, whose cache and offline variables (HF_HOME, HF_HUB_OFFLINE) apply; `revision`
+    is a branch, tag or commit there. Raises CheckpointError saying what to do, InvalidRequestError where it is no name
+    at all or has no revisions.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise InvalidRequestError(f'model: expected "default", a folder or a hub id, got {shown(name_or_path)}')
     name = str(name_or_path)
-    if name == DEFAULT_MODEL:
+    if name_or_path == DEFAULT_MODEL:
+        _refuse_revision(revision, name)
         if not DEFAULT_MODEL_FOLDER.is_dir():
             raise CheckpointError("this installation holds no default model: name a folder or a hub id instead")
         return DEFAULT_MODEL_FOLDER
@@ -83,6 +85,7 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
         path = Path(name_or_path).expanduser()
         # An empty string would be the current folder to Path, and nobody means that.
         if name and path.is_dir():
+            _refuse_revision(revision, name)
             return path
         if name and os.path.lexists(path):
             found = "a file" if path.exists() else "a broken link"
@@ -92,6 +95,11 @@ def resolve(name_or_path, revision: str | None = None) -> Path:
     if not isinstance(name_or_path, str) or not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name!r}: no such folder, and not a hub id of the form owner/name")
     return _download(name, revision)
+
+
+def _refuse_revision(revision: str | None, name: str) -> None:
+    if revision is not None:
+        raise InvalidRequestError(f"revision: expected None for {name}, which is not on the hub, got {shown(revision)}")
 
 
 def load_checkpoint(path) -> Checkpoint:
@@ -146,6 +154,9 @@ def _find_weights(folder: Path) -> Path:
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if os.path.lexists(folder / name):
             return folder / name
+    inside = folder / "model"  # where a run of training saves its model, beside its own state
+    if (inside / "config.json").exists():
+        raise CheckpointError(f"{folder}: holds no weights; did you mean {inside}?")
     pickled = sorted(file.name for pattern in _PICKLE_PATTERNS for file in folder.glob(pattern))
     if pickled:
         raise CheckpointError(

@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -108,6 +109,8 @@ class Engine:
 
         backend = open_backend(device, threads)
         checkpoint = load_checkpoint(resolve(model, revision))
+        # A folder goes by its whole path: of such a name pictures tell the last part only.
+        is_folder = checkpoint.path == Path(model).expanduser()
         dtype = check_dtype(dtype, checkpoint.stored_dtype, backend)
         tensors = {}
         for name, stored in checkpoint.tensors.items():
@@ -119,7 +122,8 @@ class Engine:
         drafts = draft_file.read_drafts(draft_path, checkpoint.model.num_codes) if os.path.lexists(draft_path) else None
         engine = cls(
             checkpoint.model, tensors, dtype, backend, defaults=checkpoint.defaults, text=checkpoint.text,
-            name=str(model), image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
+            name=os.path.abspath(checkpoint.path) if is_folder else str(model),
+            image_tokenizer=open_image_tokenizer(source, dtype, checkpoint, backend),
             kv_dtype=check_kv_dtype(kv_dtype, dtype, backend), kv_cache_bytes=kv_cache_bytes, max_pairs=max_pairs,
             prefill_chunk=prefill_chunk, max_queue=max_queue,
         )  # fmt: skip
