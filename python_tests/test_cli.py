@@ -173,6 +173,28 @@ def test_named_after_the_prompt_never_overwrites(engine, tmp_path):
     assert (tmp_path / "pear-2.png").read_bytes() == b"somebody's" and (tmp_path / "pear_2-2.png").exists()
 
 
+def test_runs_at_the_same_time_do_not_choose_the_same_names(engine, tmp_path, monkeypatch):
+    draw = engine.generate
+
+    def draw_while_another_run_does(self, prompts, **options):
+        monkeypatch.setattr(engine, "generate", draw)
+        assert cli.main(["generate", "a cat", "--seed", "2", "--num-images", "2"]) == 0
+        return draw(self, prompts, **options)
+
+    monkeypatch.setattr(engine, "generate", draw_while_another_run_does)
+    assert cli.main(["generate", "a cat", "--seed", "1"]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["a-cat.png", "a-cat_2-1.png", "a-cat_2-2.png", "a-cat_2.png"]
+    assert json.loads(Image.open("a-cat.png").text["simplear"])["seed"] == 1
+
+
+def test_folder_in_the_way_of_any_picture_is_found_before_generating(engine, tmp_path, capsys):
+    engine.loaded = None
+    (tmp_path / "p-1.png").mkdir()
+    assert cli.main(["generate", "p", "-o", "p.png", "--num-images", "3"]) == 2
+    assert "cannot write p-1.png: it is a folder" in one_line_error(capsys)
+    assert engine.loaded is None
+
+
 @pytest.mark.parametrize("output", ["no/folder/x.png", "x.jpg", "."])
 def test_output_that_cannot_be_written_is_refused_before_generating(engine, capsys, output):
     engine.loaded = None
@@ -186,9 +208,10 @@ def test_output_that_cannot_be_written_is_refused_before_generating(engine, caps
 )
 def test_an_error_is_one_line_and_exit_code_2(engine, capsys, monkeypatch, error):
     monkeypatch.setattr(engine, "error", error)
-    assert cli.main(["generate", "p", "-o", "x.png"]) == 2
-    assert str(error) in one_line_error(capsys)
-    assert os.listdir() == []
+    for arguments in (["-o", "x.png"], [], ["--num-images", "3"]):
+        assert cli.main(["generate", "p", *arguments]) == 2
+        assert str(error) in one_line_error(capsys)
+        assert os.listdir() == []
 
 
 def test_progress_is_drawn_on_a_terminal_only(engine, capsys, monkeypatch):
@@ -197,6 +220,11 @@ def test_progress_is_drawn_on_a_terminal_only(engine, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert cli.main(["generate", "p", "-o", "x.png"]) == 0
     assert "token" in capsys.readouterr().err
+
+
+def test_nobody_needs_to_listen_to_progress(engine, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as where it was closed
+    assert cli.main(["generate", "p", "-o", "x.png"]) == 0
 
 
 def test_interrupt_is_no_traceback(engine, capsys, monkeypatch):
@@ -254,6 +282,26 @@ def test_convert_writes_a_folder_with_the_given_defaults(tmp_path, capsys):
 def test_converting_what_is_not_there_is_one_line(tmp_path, capsys):
     assert cli.main(["convert", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
     assert "no such folder" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize(
+    "missing, arguments",
+    [
+        ("simplear_engine._C", ["generate", "p", "-o", "x.png"]),
+        ("tokenizers", ["generate", "p"]),
+        ("PIL", ["generate", "p"]),
+        ("tokenizers", ["convert", "default", "out"]),
+    ],
+)
+def test_unusable_installation_is_one_line_and_leaves_no_file(monkeypatch, capsys, tmp_path, missing, arguments):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    told = one_line_error(capsys)
+    assert missing in told and "`simplear doctor` says what to do" in told
+    assert os.listdir() == []
 
 
 def test_doctor_describes_the_machine_even_where_the_engine_is_not_built(monkeypatch, capsys):

@@ -5,6 +5,8 @@ when a command needs them, so that `--help` answers at once. Mistakes end in one
 """
 
 import argparse
+import contextlib
+import importlib
 import logging
 import re
 import sys
@@ -23,7 +25,8 @@ examples:
   simplear generate "a red apple" -o apple.png --seed 7 --num-images 4
       writes apple-1.png to apple-4.png (seeds 7 to 10) and all of them on one sheet, apple.png
   simplear generate "a cat" "a dog" -o pets.png --guidance-scale 4 --negative-prompt "blurry"
-  simplear generate "a fox in snow" --model Daniel0724/SimpleAR-0.5B-RL --height 512 --width 512
+  simplear generate "a fox in snow" --model Daniel0724/SimpleAR-0.5B-RL --height 512 --width 512 \\
+      --image-tokenizer Cosmos-1.0-Tokenizer-DV8x16x16
 """
 _CONVERT_EXAMPLES = """\
 examples:
@@ -44,13 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (SimplearError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except ImportError as error:
+        print(f"error: this installation is not usable: {error}; `simplear doctor` says what to do", file=sys.stderr)
+        return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def generate(options) -> int:
-    path = _output_path(options)
+    with _output_path(options) as path:
+        return _generate(options, path)
+
+
+def _generate(options, path: Path) -> int:
     started = time.perf_counter()
     engine = _import_engine().from_pretrained(
         options.model,
@@ -117,26 +127,32 @@ def convert(options) -> int:
 
 
 def _import_engine():
-    try:
-        from simplear_engine import Engine
-    except ImportError as error:
-        raise SimplearError(f"the engine cannot be loaded: {error}; `simplear doctor` says what to do") from None
+    """The engine; what a picture will need in the end is looked for now."""
+    for module in ("simplear_engine._C", "tokenizers", "PIL.Image"):
+        importlib.import_module(module)
+    from simplear_engine import Engine
+
     return Engine
 
 
-def _output_path(options) -> Path:
-    """The file to write; asked before generating, because nobody likes to wait for a picture and lose it."""
+@contextlib.contextmanager
+def _output_path(options):
+    """The file to write; asked before generating, because nobody likes to wait for a picture and lose it. A name of our
+    own choice is taken by an empty file, so that no other run chooses it too, and given back where no picture comes."""
     from simplear_engine.atomic_file import check_writable
     from simplear_engine.sampling import MAX_IMAGES
 
     # How many there may be is for the engine to say.
     num_images = len(options.prompts) * min(max(options.num_images, 1), MAX_IMAGES)
-    path = options.output or _free_name(options.prompts[0], num_images)
-    if path.suffix.lower() != ".png":
-        raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
-    for file in (path, *_numbered(path, num_images)[-1:]):
-        check_writable(file)
-    return path
+    path, taken = (options.output, []) if options.output else _take_free_name(options.prompts[0], num_images)
+    try:
+        if path.suffix.lower() != ".png":
+            raise InvalidRequestError(f"cannot write {path}: expected a name that ends in .png")
+        for file in (path, *_numbered(path, num_images)):
+            check_writable(file)
+        yield path
+    finally:
+        _give_back(taken)
 
 
 def _numbered(path: Path, number: int) -> list[Path]:
@@ -180,15 +196,33 @@ def _speculation_report(images: list) -> str:
     return f"{report}\ndrafts kept, by place in the window: {shares}{' ...' if places > 8 else ''}"
 
 
-def _free_name(prompt: str, num_images: int) -> Path:
-    """A file name made of the prompt's words; nothing in the current folder has it yet, nor any that goes with it."""
+def _take_free_name(prompt: str, num_images: int) -> tuple[Path, list[Path]]:
+    """A file name made of the prompt's words, and all files that go with it: none was there, now each is, and empty."""
     stem = "-".join(re.findall(r"\w+", prompt.lower()))[:50].strip("-") or "image"
     # Some file systems count bytes, and letters beyond ASCII have several.
     stem = stem.encode("utf-8", "ignore")[:200].decode("utf-8", "ignore")
     path, number = Path(f"{stem}.png"), 2
-    while any(file.exists() for file in (path, *_numbered(path, num_images))):
+    while not (taken := _take([path, *_numbered(path, num_images)])):
         path, number = Path(f"{stem}_{number}.png"), number + 1
-    return path
+    return path, taken
+
+
+def _take(files: list[Path]) -> list[Path]:
+    """The files, made empty; none where one was there."""
+    for place, file in enumerate(files):
+        try:
+            file.touch(exist_ok=False)
+        except FileExistsError:
+            _give_back(files[:place])
+            return []
+    return files
+
+
+def _give_back(taken: list[Path]) -> None:
+    """Deletes those of the files that are still empty."""
+    for file in taken:
+        if file.exists() and file.stat().st_size == 0:
+            file.unlink()
 
 
 class _ProgressBar:
@@ -205,7 +239,7 @@ class _ProgressBar:
             self._bar.close()
 
     def update(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return
         if self._bar is None:
             from tqdm import tqdm
@@ -247,7 +281,9 @@ def _add_generate(commands) -> None:
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE.png", help="where to write (default: named after the first prompt)"
     )
-    command.add_argument("--seed", type=int, help="equal seeds give equal pictures; picture i uses seed + i")
+    command.add_argument(
+        "--seed", type=int, help="equal seeds give equal pictures; those of one prompt use seed, seed + 1, ..."
+    )
     command.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     command.add_argument(
         "--negative-prompt", metavar="TEXT", help="what to avoid, under guidance (default: the model's own)"
@@ -258,7 +294,12 @@ def _add_generate(commands) -> None:
         "--guidance-scale", type=float, metavar="X", help="how strongly to follow the prompt; 1 is no guidance"
     )
     command.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy (default: 1)")
-    command.add_argument("--top-k", type=int, metavar="N", help="sample among the N likeliest codes only")
+    command.add_argument(
+        "--top-k",
+        type=int,
+        metavar="N",
+        help="sample among the N likeliest codes only (default: the model's own; its number of codes keeps all)",
+    )
     command.add_argument(
         "--top-p", type=float, default=1.0, metavar="X", help="sample among this much probability only"
     )

@@ -13,7 +13,9 @@ import sys
 from importlib import metadata as package_metadata
 from pathlib import Path
 
-_REQUIRED_PACKAGES = ("numpy", "tokenizers", "pillow", "tqdm")
+import numpy as np
+
+_REQUIRED_PACKAGES = ("tokenizers", "pillow", "tqdm")  # and NumPy, without which nobody gets as far as here
 _HUB_PACKAGE = "huggingface_hub"
 _VARIABLES = ("SIMPLEAR_CPU_ISA", "SIMPLEAR_OPS", "SIMPLEAR_CACHE_DIR", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
 
@@ -32,6 +34,7 @@ def report() -> tuple[list[str], list[str]]:
     facts.append(("GPU", gpus or "none found"))
     _describe_core(facts, advice, has_gpu=bool(gpus))
     _describe_default_model(facts, advice)
+    facts.append(("numpy", np.__version__))
     for package in _REQUIRED_PACKAGES:
         version = _version_of(package)
         facts.append((package, version or "missing"))
