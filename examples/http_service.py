@@ -8,14 +8,13 @@ Run it, and ask:
 
 Whoever asks at the same time is drawn in the same steps, and a seed is the same picture however busy the service is. A
 fault of the request is answered with 4xx and says what was expected; a full queue with 503, to be asked again; somebody
-who hangs up is not drawn to the end. It listens on this machine only and checks nobody's name: put it behind a server
-that does.
+who hangs up is not drawn to the end. To close the sending half only is to hang up, too: TCP does not tell one from the
+other. It listens on this machine only and checks nobody's name: put it behind a server that does.
 """
 
 import argparse
 import json
 import select
-import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from simplear_engine import Engine, SimplearError
@@ -68,10 +67,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _draw(self, body: dict) -> bytes:
         poll = select.poll()
-        poll.register(self.connection, select.POLLIN)
+        poll.register(self.connection, select.POLLRDHUP)  # errors are told in any case
 
         def stop_if_hung_up(done: int, total: int) -> None:
-            if poll.poll(0) and not self.connection.recv(1, socket.MSG_PEEK):
+            if poll.poll(0):
                 raise HungUp
 
         (image,) = self.engine.generate(body.pop("prompt"), on_progress=stop_if_hung_up, **body)
@@ -92,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = False  # closing it waits for the pictures that are being drawn
+    request_queue_size = 128  # who finds it full knocks again after a second
 
 
 def serve(engine: Engine, host: str, port: int) -> Server:

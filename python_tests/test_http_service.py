@@ -99,12 +99,13 @@ class StuckEngine:
             self.stopped.set()
 
 
-def test_full_queue_is_answered_at_once_and_hanging_up_stops_the_picture():
+@pytest.mark.parametrize("behind", [b"", b"\r\n"], ids=["body", "more_than_the_body"])
+def test_full_queue_is_answered_at_once_and_hanging_up_stops_the_picture(behind):
     engine = StuckEngine()
     with running(engine) as server:
         body = json.dumps({"prompt": "a cat"}).encode()
         with socket.create_connection(("127.0.0.1", server.server_port)) as caller:
-            caller.sendall(b"POST /generate HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            caller.sendall(b"POST /generate HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body + behind)
             assert engine.drawing.wait(60)
             answer, told = ask(server, {"prompt": "a dog"})
             assert answer.status == 503 and json.loads(told)["error"] == "queue_full"
