@@ -222,6 +222,7 @@ def test_absent_paths_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "dir.jit").mkdir()
     for path, text in (
         (tmp_path / "no", "no such"),
+        ("", "no such"),
         (tmp_path, "neither"),
         (tmp_path / "x.bin", "expected a folder"),
         (tmp_path / "dir.jit", "neither"),

@@ -6,7 +6,6 @@ image tokenizer.
 
 import logging
 import os
-from pathlib import Path
 
 from simplear_engine.config import DEFAULTS_FILE, GenerationDefaults, ModelConfig
 from simplear_engine.errors import CapacityError, CheckpointError, InvalidRequestError, UnsupportedError, shown
@@ -107,7 +106,6 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
         return None
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidRequestError(f"image_tokenizer: expected a folder or a file, got {shown(path)}")
-    path = Path(path)
     from simplear_engine.backend import CACHE_DTYPES
     from simplear_engine.image import CosmosTokenizer
     from simplear_engine.image.backend import CpuBackend, DeviceBackend

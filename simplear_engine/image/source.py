@@ -36,6 +36,8 @@ class TokenizerSource:
 
 def open_tokenizer(path) -> TokenizerSource:
     """Raises CheckpointError, naming the file and every fault of it."""
+    if path == "":  # which is the current folder to Path, and nobody means that
+        raise CheckpointError("'': no such file or folder")
     path = Path(path)
     files = _find_files(path)
     if files[0].suffix == ".safetensors":
