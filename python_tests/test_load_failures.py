@@ -209,7 +209,7 @@ def test_impossible_defaults_are_named_with_their_key(folder, key, value):
     "change, text",
     [
         ({"top_k": 513}, "top_k: expected at most 512, .* found 513"),
-        ({"compression": 8, "height": 24}, "compression: expected 16, .* found 8"),
+        ({"compression": 8, "height": 24}, "height and width: expected multiples of 16, .* found 24 x"),
         ({"width": 65552}, "width: expected an integer from 1 to 65536, found 65552"),
     ],
 )

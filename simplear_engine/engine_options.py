@@ -122,10 +122,11 @@ def open_image_tokenizer(path, dtype: str, checkpoint, backend):
         raise CheckpointError(
             f"{path}: the image tokenizer has {tokenizer.num_codes} codes, the model draws {checkpoint.model.num_codes}"
         )
-    if tokenizer.compression != checkpoint.defaults.compression:
+    defaults = checkpoint.defaults
+    if defaults.height % tokenizer.compression or defaults.width % tokenizer.compression:
         raise CheckpointError(
-            f"{checkpoint.path / DEFAULTS_FILE}: compression: expected {tokenizer.compression}, that of {path}, "
-            f"found {checkpoint.defaults.compression}"
+            f"{checkpoint.path / DEFAULTS_FILE}: height and width: expected multiples of {tokenizer.compression}, the "
+            f"compression of {path}, found {defaults.height} x {defaults.width}"
         )
     return tokenizer
 
