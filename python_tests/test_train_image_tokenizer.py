@@ -5,8 +5,10 @@ import itertools
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
 
 from simplear_engine.errors import CheckpointError
+from simplear_engine.safetensors_file import read_safetensors, write_safetensors
 from simplear_train.image_tokenizer import (
     FSQ,
     ImageTokenizer,
@@ -88,6 +90,28 @@ def test_a_file_that_is_no_picture_tokenizer_is_an_error_that_names_it(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="other.safetensors: expected a picture tokenizer"):
         load_image_tokenizer(tmp_path / "other.safetensors")
+
+
+def test_a_tokenizer_that_is_saved_again_is_the_same_bytes(tmp_path):
+    torch.manual_seed(0)
+    tokenizer, path = ImageTokenizer(TINY).eval(), tmp_path / "t.safetensors"
+    contents = set()
+    for _ in range(8):
+        save_image_tokenizer(tokenizer, path, torch.float32)
+        contents.add(path.read_bytes())
+        path.unlink()
+    assert len(contents) == 1
+    # Other bytes that say the same, as safetensors writes them in an order of its own, stay as they are.
+    save_image_tokenizer(tokenizer, path, torch.float32)
+    tensors, metadata = read_safetensors(path)
+    write_safetensors(path, tensors, dict(reversed(metadata.items())))
+    before = path.read_bytes()
+    save_image_tokenizer(tokenizer, path, torch.float32)
+    assert path.read_bytes() == before not in contents
+    with torch.no_grad():
+        tokenizer.quant_conv.bias += 1
+    save_image_tokenizer(tokenizer, path, torch.float32)
+    assert path.read_bytes() != before
 
 
 def test_gradient_passes_the_rounding():

@@ -24,7 +24,7 @@ from simplear_train.optimizers import Gains, Muon, optimizers_for, orthogonalise
 from simplear_train.parallel import Share
 from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
 from simplear_train.sft import SftConfig, sft
-from simplear_train.token_shards import ShardWriter
+from simplear_train.token_shards import ShardWriter, sha256_of
 
 
 def write_tokens(folder):
@@ -228,6 +228,12 @@ def test_resumed_tokenizer_training_equals_an_uninterrupted_run(tmp_path, monkey
     module.train_tokenizer(config, tmp_path / "halved", "cpu", stop_at=2)
     module.train_tokenizer(config, tmp_path / "halved", "cpu", resume=True)
     assert_equal_states(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("straight", "halved")))
+    # Sets of tokens know their tokenizer by its file: a recipe that is started again must find the same one.
+    file = tmp_path / "straight" / "tokenizer.safetensors"
+    before = sha256_of(file)
+    for _ in range(3):
+        module.train_tokenizer(config, tmp_path / "straight", "cpu", resume=True)
+        assert sha256_of(file) == before
 
 
 @contextlib.contextmanager

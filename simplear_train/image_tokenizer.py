@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from simplear_engine.dtypes import to_float32
 from simplear_engine.errors import CheckpointError
-from simplear_engine.safetensors_file import read_safetensors
+from simplear_engine.safetensors_file import read_safetensors, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -280,11 +280,24 @@ class ImageTokenizer(nn.Module):
 
 
 def save_image_tokenizer(tokenizer: ImageTokenizer, path: Path, dtype: torch.dtype) -> None:
-    from safetensors.torch import save_file
-
+    """float32 or float16. The same tokenizer is the same bytes, because sets of tokens know theirs by its file's SHA-256:
+    the engine's writer keeps the order of metadata, that of safetensors does not, and a file that says the same stays."""
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tokenizer.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(tokenizer.config.metadata())}
-    save_file(tensors, str(path), metadata=metadata)
+    if not _holds(path, tensors, metadata):
+        write_safetensors(path, {name: value.numpy() for name, value in tensors.items()}, metadata)
+
+
+def _holds(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+            is_same = file.metadata() == metadata and stored.keys() == tensors.keys()
+    except (OSError, SafetensorError):  # there is none, or half of one
+        return False
+    return is_same and all(t.dtype == tensors[n].dtype and torch.equal(t, tensors[n]) for n, t in stored.items())
 
 
 def load_image_tokenizer(path: Path) -> ImageTokenizer:
