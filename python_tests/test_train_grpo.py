@@ -97,6 +97,14 @@ def test_a_killed_run_resumes_to_the_same_weights_and_the_same_log(tmp_path, tin
     assert any(not torch.equal(start[name], value) for name, value in straight.items())
 
 
+def test_a_step_may_have_more_pictures_than_a_queue_that_serves_anybody(tmp_path, tiny_checkpoint):
+    rollout = dict(prompts_per_step=90, group_size=4, height=128, width=128, max_pairs=1)
+    stage = Grpo(
+        from_folder(str(tiny_checkpoint)), None, config_for(tmp_path, tiny_checkpoint, rollout=rollout), tmp_path, "cpu"
+    )
+    assert sum(len(batch.codes) for update in stage.updates(0) for batch in update) == 360
+
+
 def test_a_second_run_does_not_overwrite_the_first(tmp_path, tiny_checkpoint, one_thread):
     config = config_for(tmp_path, tiny_checkpoint, loop=dict(steps=1))
     grpo(config, tmp_path / "run", "cpu")

@@ -1,5 +1,7 @@
 """TRL's trainer may use the engine for rollouts, and its loss is ours on what is text to it."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +33,20 @@ def test_rollouts_carry_the_log_probabilities_of_the_trainers_own_parameters(tin
         codes = torch.tensor(completion)[:, None] - offset
         expected = logits.log_softmax(-1).gather(1, codes)[:, 0]
         torch.testing.assert_close(torch.tensor(log_probs), expected, rtol=0, atol=1e-4)
+
+
+def test_a_step_may_have_more_pictures_than_a_queue_that_serves_anybody(tiny_checkpoint):
+    model = transformers.Qwen2ForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    folder = from_folder(str(tiny_checkpoint))
+    trainer = SimpleNamespace(state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0))
+    with engine_on(model, folder, threads=1) as engine, ThreadPoolExecutor() as pool:
+        engine._core.pause()  # so that all of them wait
+        rolling = pool.submit(rollout_func(engine, folder, height=16, width=16), ["a cat"] * 300, trainer)
+        deadline = time.monotonic() + 30
+        while engine.stats()["num_waiting"] < 300 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        engine._core.resume(False)
+        assert len(rolling.result()["image"]) == 300
 
 
 @pytest.mark.parametrize(

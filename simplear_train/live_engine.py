@@ -19,6 +19,9 @@ from simplear_engine.image import CosmosTokenizer
 from .model_folder import ModelFolder
 from .parallel import is_sharded, whole
 
+# A bound protects a server from its callers. The only caller of a trainer's engine asks for a step's pictures at once.
+ROOM_FOR_ANY_STEP = 1 << 20
+
 
 class LiveEngine:
     """`engine` draws with the weights that `folder.model` had when `refresh` was called last; every process calls it."""
@@ -38,7 +41,7 @@ class LiveEngine:
         self.engine = Engine.from_weights(
             folder.model.config, {name: self._copies.get(name, t) for name, t in first.items()},
             defaults=folder.defaults, text=folder.text, device=str(device), dtype=dtype, image_tokenizer=tokenizer,
-            threads=threads, max_pairs=max_pairs,
+            threads=threads, max_pairs=max_pairs, max_queue=ROOM_FOR_ANY_STEP,
         )  # fmt: skip
 
     @torch.no_grad()

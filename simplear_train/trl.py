@@ -17,7 +17,7 @@ from simplear_engine import Engine
 from simplear_engine.generated_image import to_uint8
 from simplear_engine.image import CosmosTokenizer
 
-from .live_engine import draw_together
+from .live_engine import ROOM_FOR_ANY_STEP, draw_together
 from .model_folder import ModelFolder
 
 
@@ -28,7 +28,7 @@ def engine_on(model: nn.Module, folder: ModelFolder, dtype: str = "auto", **opti
     device = str(next(iter(weights.values())).device)
     return Engine.from_weights(
         folder.model.config, weights, defaults=folder.defaults, text=folder.text, device=device, dtype=dtype,
-        image_tokenizer=tokenizer, **options,
+        image_tokenizer=tokenizer, **{"max_queue": ROOM_FOR_ANY_STEP, **options},
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from simplear_engine.sampling import SPECULATIONS
 
 from ..contact_sheet import sheet
+from ..live_engine import ROOM_FOR_ANY_STEP
 from ..worlds import WORLDS
 from .records import TASKS, evaluation_records
 from .rules import judge
@@ -97,7 +98,7 @@ def evaluate(
 
     records, detector = evaluation_records(held_out, WORLDS[world].concepts), load_detector()
     out.mkdir(parents=True, exist_ok=True)
-    with Engine.from_pretrained(model, dtype=dtype) as engine:
+    with Engine.from_pretrained(model, dtype=dtype, max_queue=ROOM_FOR_ANY_STEP) as engine:
         images = draw(engine, records, seed, num_pictures, height=SIDE, width=SIDE, **sampling)
         defaults = {name: getattr(engine.defaults, name) for name in ("guidance_scale", "top_k")}
     found = detector.detect(images.reshape(-1, *images.shape[2:]))
