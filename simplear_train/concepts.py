@@ -159,6 +159,9 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (330, 0.55, 1.15),
 }
 
+# Things that look like one of COLOURS before any hue is replaced; free_scenes.named_colours finds them in the art.
+OWN_COLOURS: dict[str, str] = {"car": "red", "book": "red", "balloon": "red", "rose": "red", "heart": "red"}
+
 # Hues between those of COLOURS. Only the widest scenes show them; no prompt of EmojiEval asks for one.
 FURTHER_HUES: dict[str, tuple[float, float, float]] = {
     "lime": (85, 1.0, 1.05),

@@ -12,7 +12,9 @@ sprites exist at two sizes, stand on a grid of eighths (one visual token each), 
 
 Some facts never occur, so that emojieval can ask for them: a tenth of the ordered pairs of concepts (a cat left of or
 above a dog), a fifth of the counts (three cats), a fifth of the coloured things (a blue car), and a tenth of the
-pairs of two coloured things. Which ones follows from a hash of the words.
+pairs of two coloured things. Which ones follows from a hash of the words. Coloured is what a replaced hue makes of a
+thing: a balloon, which is red by itself, is shown plain although "red balloon" is held out (emojieval/records.py counts
+such prompts).
 """
 
 import argparse
