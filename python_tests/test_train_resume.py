@@ -149,6 +149,86 @@ def test_optimizer_that_needs_whole_parameters_is_refused_where_they_are_sharded
         optimizers_for(torch.nn.Linear(2, 2), sharded.loop)
 
 
+@pytest.mark.parametrize(
+    "began, goes_on", [("muon", "adamw"), ("gains", "adamw"), ("adamw", "gains"), ("adamw", "muon"), ("muon", "gains")]
+)
+def test_a_run_does_not_go_on_with_what_another_optimizer_kept(tmp_path, began, goes_on):
+    run = tmp_path / "run"
+    pretrain(config_for(tmp_path, optimizer=began), run, "cpu", stop_at=2)
+    with pytest.raises(TrainingError, match=f'loop.optimizer: expected "{began}", .* got "{goes_on}"'):
+        pretrain(config_for(tmp_path, optimizer=goes_on), run, "cpu", resume=True)
+    # Earlier checkpoints do not say whose values they hold; a run of the same optimizer goes on from them.
+    state = load_checkpoint(run / "checkpoint.pt")
+    del state["optimizer_kind"]
+    save_checkpoint(run / "checkpoint.pt", state)
+    with pytest.raises(TrainingError, match="optimizer's values of model.*: expected {'.*, found {'"):
+        pretrain(config_for(tmp_path, optimizer=goes_on), run, "cpu", resume=True)
+    pretrain(config_for(tmp_path, optimizer=began), run, "cpu", resume=True, stop_at=3)
+
+
+def test_a_checkpoint_of_another_network_or_of_no_run_is_refused(tmp_path):
+    config = config_for(tmp_path)
+    pretrain(config, tmp_path / "run", "cpu", stop_at=2)
+    scratch = replace(config.start.scratch, intermediate_size=64)
+    with pytest.raises(TrainingError, match=r"mlp.*: expected \[64, 32\], found \[32, 32\]"):
+        pretrain(replace(config, start=replace(config.start, scratch=scratch)), tmp_path / "run", "cpu", resume=True)
+    for other in ({"step": 1}, [1]):
+        save_checkpoint(tmp_path / "run" / "checkpoint.pt", other)
+        with pytest.raises(
+            TrainingError, match="checkpoint.pt: expected the checkpoint of a run, found nothing of .*model"
+        ):
+            pretrain(config, tmp_path / "run", "cpu", resume=True)
+
+
+def rows_of(run) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("step_s", "elapsed_s")} for row in rows]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "where, step", [("copytree", 5), ("validate", 6), ("validate", 12), ("export", 5), ("export", 12)]
+)
+def test_a_run_killed_right_behind_a_checkpoint_does_what_was_left(tmp_path, monkeypatch, one_thread, where, step):
+    config = config_for(tmp_path, save_every=1, keep_models=(5,))
+    pretrain(config, tmp_path / "straight", "cpu")
+    run = tmp_path / "killed"
+
+    def killed(*arguments, **_):
+        if where == "copytree":
+            arguments[1].mkdir()
+            (arguments[1] / "config.json").write_text("half")
+        raise Killed
+
+    pretrain(config, run, "cpu", stop_at=step - 1)
+    with monkeypatch.context() as patch:
+        if where == "copytree":
+            patch.setattr("simplear_train.loop.shutil.copytree", killed)
+        else:
+            patch.setattr(NextToken, where, killed)
+        with pytest.raises(Killed):
+            pretrain(config, run, "cpu", resume=True)
+    assert load_checkpoint(run / "checkpoint.pt")["step"] == step
+    pretrain(config, run, "cpu", resume=True)
+    assert_equal_states(*(load_checkpoint(folder / "checkpoint.pt") for folder in (tmp_path / "straight", run)))
+    # Where a run stopped for this test it validated, too.
+    assert [row for row in rows_of(run) if row.get("step") != step - 1 or "loss" in row] == rows_of(
+        tmp_path / "straight"
+    )
+    for model in ("model", "model-5"):
+        ours, theirs = ((folder / model / "model.safetensors").read_bytes() for folder in (run, tmp_path / "straight"))
+        assert ours == theirs
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        path.name for path in (tmp_path / "straight").iterdir()
+    )
+    # And only once.
+    pretrain(config, run, "cpu", resume=True)
+    assert len(rows_of(run)) == len(rows_of(tmp_path / "straight")) + 1
+
+
 def test_settings_that_changed_since_the_start_are_named_when_a_run_goes_on(tmp_path, caplog):
     config = config_for(tmp_path)
     pretrain(config, tmp_path / "run", "cpu", stop_at=2)
@@ -375,5 +455,8 @@ def test_models_on_the_way_are_kept_and_averaged(tmp_path):
         assert engine.generate("picture 1", height=32, width=32)[0].tokens.shape == (2, 2)
     with pytest.raises(InvalidRequestError, match="expected weights of the same names and shapes"):
         average(["default", str(names[0])], tmp_path / "other")
-    with pytest.raises(InvalidRequestError, match="keep_models: expected multiples of save_every, got 6"):
-        config_for(tmp_path, keep_models=(6,))
+    for step in (6, 0, 15):
+        with pytest.raises(
+            InvalidRequestError, match=rf"keep_models: expected multiples of save_every in 1..12, got {step}"
+        ):
+            config_for(tmp_path, keep_models=(step,))

@@ -15,6 +15,7 @@ from torch import nn
 
 from simplear_engine.errors import SimplearError
 
+from .optimizers import kept_shapes
 from .parallel import part_like, whole
 
 
@@ -63,6 +64,9 @@ def restore_model(module: nn.Module, state: dict) -> None:
     if parameters.keys() != state.keys():
         raise TrainingError(f"checkpoint: other parameters than the model: {sorted(parameters.keys() ^ state.keys())}")
     for name, p in parameters.items():
+        if state[name].shape != p.shape:
+            raise TrainingError(f"checkpoint: {name}: expected {list(p.shape)}, found {list(state[name].shape)}")
+    for name, p in parameters.items():
         p.copy_(part_like(state[name], p))
 
 
@@ -78,9 +82,14 @@ def optimizer_state(module: nn.Module, optimizers: list[torch.optim.Optimizer]) 
 
 @torch.no_grad()
 def restore_optimizers(module: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict) -> None:
+    """TrainingError where another kind of optimizer kept something else of a parameter."""
     stepped_by = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
         if name in state:
+            found = {key: tuple(value.shape) for key, value in state[name].items()}
+            if p not in stepped_by or found != kept_shapes(stepped_by[p], p):
+                expected = kept_shapes(stepped_by[p], p) if p in stepped_by else "nothing"
+                raise TrainingError(f"checkpoint: optimizer's values of {name}: expected {expected}, found {found}")
             stepped_by[p].state[p] = {
                 key: value.clone() if key == "step" else part_like(value, p) for key, value in state[name].items()
             }

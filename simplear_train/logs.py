@@ -15,13 +15,17 @@ from .checkpoint import TrainingError
 class RunLog:
     def __init__(self, folder: Path, first_step: int, report_to: tuple[str, ...] = (), enabled: bool = True):
         self.file, self.board, self.wandb = None, None, None
+        self.validated: set[int] = set()
         self.start = time.monotonic()
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= first_step] if first_step else []
-        path.write_text("".join(line + "\n" for line in kept))
+        rows = [(line, json.loads(line)) for line in _lines(path)] if first_step else []
+        kept = [(line, row) for line, row in rows if row.get("step", 0) <= first_step]
+        path.write_text("".join(line + "\n" for line, _ in kept))
+        # What validation says of a step stands in a row behind the step's own.
+        self.validated = {row["step"] for _, row in kept if "step" in row and "learning_rate" not in row}
         self.file = path.open("a")
         if "tensorboard" in report_to:
             try:
@@ -35,6 +39,10 @@ class RunLog:
             except ImportError as error:
                 raise TrainingError("report_to: wandb is not installed: pip install wandb") from error
             self.wandb = wandb.init(dir=str(folder), name=folder.name, resume="allow")
+
+    def has_validation(self, step: int) -> bool:
+        """Whether a run that goes on had validated the step already."""
+        return step in self.validated
 
     def write(self, **values) -> None:
         if self.file is None:

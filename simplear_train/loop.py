@@ -36,6 +36,7 @@ from .parallel import ALONE, Share, average_gradients, combine, whole
 from .precision import resolved
 
 CHECKPOINT = "checkpoint.pt"
+WRITTEN = {"step", "model", "average", "optimizer", "num_skipped"}  # what every checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ class LoopConfig:
         for name in ("steps", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"loop.{name}: expected at least 1, got {getattr(self, name)}")
-        if late := [step for step in self.keep_models if step % self.save_every]:
-            raise InvalidRequestError(f"loop.keep_models: expected multiples of save_every, got {late[0]}")
+        if late := [step for step in self.keep_models if step % self.save_every or not 1 <= step <= self.steps]:
+            raise InvalidRequestError(
+                f"loop.keep_models: expected multiples of save_every in 1..{self.steps}, got {late[0]}"
+            )
         if not self.clip_norm > 0:
             raise InvalidRequestError(f"loop.clip_norm: expected more than 0, inf for no limit, got {self.clip_norm}")
 
@@ -196,6 +199,8 @@ class Loop:
             disable=not share.is_first,
         )  # fmt: skip
         try:
+            if has_begun:
+                self._catch_up(first_step, first_step >= last_step, log)
             for step in progress:
                 began = time.perf_counter()
                 metrics, norm = Metrics(), 0.0
@@ -216,11 +221,7 @@ class Loop:
                 if done % config.save_every == 0 or is_last:
                     self._save(done)
                 if done % config.validate_every == 0 or is_last:
-                    results = self._validate(done)
-                    if results:
-                        log.write(step=done, **results)
-            if first_step >= last_step:  # killed between its last checkpoint and what was to be made of it
-                self._save(first_step)
+                    self._validate(done, log)
         finally:
             log.close()
 
@@ -252,11 +253,27 @@ class Loop:
             self.average.update(self.stage.model)
         return norm
 
-    def _validate(self, done: int) -> dict:
+    def _catch_up(self, done: int, is_last: bool, log: RunLog) -> None:
+        """What a run that was killed right behind its checkpoint owes of that step: the model, where it is the last one or
+        to be kept, and validation."""
+        config = self.config
+        lacks_model = done in config.keep_models and not (self.out / f"model-{done}").exists()
+        lacks_validation = (done % config.validate_every == 0 or done >= config.steps) and not log.has_validation(done)
+        # Folder and log are the first process's, but all have to come along.
+        owed = [float(self.share.is_first and owes) for owes in (lacks_model, lacks_validation)]
+        lacks_model, lacks_validation = combine(owed, self.share, largest=True)
+        if is_last or lacks_model:
+            self._save(done)
+        if lacks_validation:
+            self._validate(done, log)
+
+    def _validate(self, done: int, log: RunLog) -> None:
         model = self.stage.model
         weights = contextlib.nullcontext() if self.average is None else self.average.in_place_of(model)
         with weights, without_dropout(model), torch.no_grad(), autocast(self.config, self.device):
-            return self.stage.validate(done)
+            results = self.stage.validate(done)
+        if results:
+            log.write(step=done, **results)
 
     def _save(self, done: int) -> None:
         state = {
@@ -264,16 +281,29 @@ class Loop:
             "model": model_state(self.stage.model),
             "average": self.average.state() if self.average is not None else None,
             "optimizer": optimizer_state(self.stage.model, self.optimizers),
+            "optimizer_kind": self.config.optimizer,
             "num_skipped": self.num_skipped,
         }
         if self.share.is_first:
             save_checkpoint(self.out / CHECKPOINT, state)
             self.stage.export(state["model"] if self.average is None else state["average"]["values"])
             if done in self.config.keep_models:
-                shutil.copytree(self.out / "model", self.out / f"model-{done}", dirs_exist_ok=True)
+                kept, building = self.out / f"model-{done}", self.out / f".model-{done}.new"
+                for folder in (building, kept):
+                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(self.out / "model", building)
+                building.rename(kept)  # half a folder must not look like a kept model
 
     def _restore(self) -> int:
-        state = load_checkpoint(self.out / CHECKPOINT)
+        path = self.out / CHECKPOINT
+        state = load_checkpoint(path)
+        if missing := sorted(WRITTEN - (state.keys() if isinstance(state, dict) else set())):
+            raise TrainingError(f"{path}: expected the checkpoint of a run, found nothing of {', '.join(missing)}")
+        kind = state.get("optimizer_kind", self.config.optimizer)  # earlier checkpoints do not say
+        if kind != self.config.optimizer:
+            raise TrainingError(
+                f'{path}: loop.optimizer: expected "{kind}", which the run began with, got "{self.config.optimizer}"'
+            )
         restore_model(self.stage.model, state["model"])
         restore_optimizers(self.stage.model, self.optimizers, state["optimizer"])
         if self.average is not None:

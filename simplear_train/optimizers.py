@@ -89,6 +89,14 @@ class Gains(torch.optim.Optimizer):
                 p.mul_((-group["lr"] * mean / (spread + group["eps"])).exp())
 
 
+def kept_shapes(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, tuple[int, ...]]:
+    """{what the optimizer keeps of a parameter: its shape}"""
+    if isinstance(optimizer, Muon):
+        return {"momentum_buffer": tuple(p.shape)}
+    like = () if isinstance(optimizer, Gains) else tuple(p.shape)
+    return {"step": (), "exp_avg": like, "exp_avg_sq": like}
+
+
 def optimizers_for(module: nn.Module, config) -> list[torch.optim.Optimizer]:
     """`config` is the run's LoopConfig. Together they step every parameter that asks for gradients, each once."""
     if config.optimizer != "adamw" and config.sharding != "none":

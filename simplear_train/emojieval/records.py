@@ -7,8 +7,9 @@
 `position` names a relation to another entry of `include`; `color` is a colour's name; `exclude` holds classes and
 counts that must not be reached. Apart from the single objects, which have to be known, every prompt states a fact
 that emoji_scenes holds out: no scene of any stream shows it, but for 18 prompts that `asks_for_own_colour` names. Their
-red thing is red by itself, and plain scenes show it: "a red balloon" (colors), and 17 of color_attr. With `held_out` false it states one that scenes do show; the
-difference between the two is what a model has learnt by heart. A model of a smaller world is asked for its concepts only.
+red thing is red by itself, and plain scenes show it: "a red balloon" (colors), and 17 of color_attr. With `held_out`
+false it states one that scenes do show; the difference between the two is what a model has learnt by heart. A model of a
+smaller world is asked for its concepts only.
 """
 
 from itertools import combinations, permutations
@@ -43,7 +44,7 @@ def record(tag: str, words: str, include: list[dict], exclude: list[dict] | None
 
 
 def asks_for_own_colour(record: dict) -> bool:
-    """Whether a thing is asked for in the colour that it has anyway: a hue that is never put on it is then no secret."""
+    """Whether a thing is asked for in the colour that it has anyway, and in which plain scenes show it."""
     return any("color" in asked and OWN_COLOURS.get(asked["class"]) == asked["color"] for asked in record["include"])
 
 
