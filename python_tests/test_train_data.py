@@ -66,6 +66,22 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path):
         TokenSet(tmp_path)
 
 
+def test_a_set_with_a_damaged_index_or_without_its_shards_is_refused_by_name(tmp_path):
+    write_tokens(tmp_path)
+    (tmp_path / "shard-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="shard-00001.safetensors: missing, although index.json lists it"):
+        TokenSet(tmp_path)
+    for text, message in (
+        ('{"format": 1, "shards": []}', "index.json: damaged: KeyError: 'num_codes'"),
+        ('{"format": 1, "num_codes": 16, "shards": [{}]}', "index.json: damaged: KeyError: 'file'"),
+        ('{"format": 1, "num_codes": 16, "shards": 5}', "index.json: damaged: TypeError"),
+        ('{"format": 1, "num_codes": 16, "shards": []}', "index.json: shards: expected at least one"),
+    ):
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            TokenSet(tmp_path)
+
+
 @pytest.mark.parametrize(
     "codes, wordings, message",
     [
@@ -143,6 +159,9 @@ def test_an_unknown_sampling_is_an_error(tmp_path):
         Source.select(write_tokens(tmp_path), "some:3", 0)
     with pytest.raises(InvalidRequestError, match="expected repeat:N, N a number of times"):
         Source.select(TokenSet(tmp_path), "repeat:10%", 0)
+    for amount in ("inf%", "nan%", "-5%", "1e999%"):
+        with pytest.raises(InvalidRequestError, match="sampling: "):
+            Source.select(TokenSet(tmp_path), f"first:{amount}", 0)
 
 
 def test_packed_padded_and_single_samples_have_the_same_loss():

@@ -141,3 +141,8 @@ def test_a_prompt_file_with_bad_lines_is_refused_with_their_numbers(tmp_path):
     assert all(f"line {n}" in str(error.value) for n in (3, 4, 5, 6))
     path.write_text('{"prompt": "a cat"}\n\nplain text\n')
     assert read_prompts(path) == ["a cat", "plain text"]
+    # What other programs write: a mark at the beginning, other ends of lines, and in a line marks that Python ends it at.
+    path.write_bytes('\ufeff{"prompt": "a cat"}\r\na dog\u2028on a mat\n{"prompt": "a\u2028b"}\n'.encode())
+    assert read_prompts(path) == ["a cat", "a dog\u2028on a mat", "a\u2028b"]
+    with pytest.raises(InvalidRequestError, match="nothing.txt: expected a file of prompts: No such file"):
+        read_prompts(tmp_path / "nothing.txt")

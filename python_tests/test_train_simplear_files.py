@@ -1,5 +1,6 @@
 """SimpleAR's own files are read and written, and what is damaged is counted."""
 
+import io
 import json
 
 import numpy as np
@@ -10,10 +11,10 @@ pytest.importorskip("safetensors")
 from PIL import Image
 
 from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_engine.image import CosmosTokenizer
 from simplear_train.checkpoint import TrainingError
-from simplear_train.extract_pictures import extract, load_picture
+from simplear_train.extract_pictures import encoder_sha256, extract, load_picture
 from simplear_train.import_tokens import export_files, import_files
 from simplear_train.parallel import ALONE
 from simplear_train.simplear_files import read_list, read_sample, write_sample
@@ -44,6 +45,47 @@ def test_files_to_shards_and_back_lose_nothing(tmp_path):
     for i in range(7):
         ours, theirs = read_sample(tmp_path / "again", 512, i), read_sample(tmp_path / "files", 512, i)
         assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1] == [f"short {i}", f"long {i} over two lines"]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda good: b"PK\x03\x04" + bytes(100), "BadZipFile"),
+        (lambda good: good.replace(b"(1, 1, 3, 2)", b"(1, 1, 3, 2("), "expected an array, found none"),
+        (lambda good: good.replace(b"{'descr'", b"['descr'"), "expected an array, found none"),
+        (lambda good: good[:100], "expected an array, found none"),
+        (lambda good: b"", "expected an array, found none"),
+        (lambda good: array_file(np.full((1, 1, 3, 2), 2**32 + 5)), "expected codes of 31 bits, found 4294967301"),
+        (lambda good: array_file(np.full((1, 1, 3, 2), -1)), "expected codes of 31 bits, found -1"),
+        (lambda good: array_file(np.zeros((1, 1, 0, 2), np.int32)), r"expected codes int \[1, 1, h, w\]"),
+        (lambda good: array_file(a=np.zeros((1, 1, 3, 2), np.int32)), "found an archive"),
+    ],
+)
+def test_a_damaged_array_is_a_value_error_however_it_is_damaged(tmp_path, damage, message):
+    write_files(tmp_path, 1)
+    path = tmp_path / "512_codes" / "0.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        read_sample(tmp_path, 512, 0)
+
+
+def array_file(*arrays, **named) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **named) if named else np.save(file, *arrays)
+    return file.getvalue()
+
+
+def test_only_a_line_feed_ends_a_wording(tmp_path):
+    wordings = ["a cat\u2028on a mat", "one\x0btwo\x85three", "a\rb"]
+    write_sample(tmp_path, 512, 0, np.zeros((2, 2), int), wordings)
+    assert read_sample(tmp_path, 512, 0)[1] == wordings
+
+
+def test_two_files_of_one_number_are_refused(tmp_path):
+    write_files(tmp_path, 2)
+    (tmp_path / "512_codes" / "00.npy").write_bytes((tmp_path / "512_codes" / "0.npy").read_bytes())
+    with pytest.raises(InvalidRequestError, match="expected names such as 7.npy, found 00.npy"):
+        import_files(tmp_path, 512, 64000, tmp_path / "shards")
 
 
 def test_damaged_files_are_listed_counted_and_left_out(tmp_path):
@@ -89,6 +131,16 @@ def test_lists_are_read_with_braces_and_mixtures(tmp_path):
     (tmp_path / "bad.json").write_text('[{"image_path": "x.png", "caption": "x"}, {"image": "y"}]')
     with pytest.raises(InvalidRequestError, match="entry 1: expected"):
         read_list(f"{tmp_path}/bad.json")
+    for text in ("5", '{"a": 1}', "null", "[", "\udcff"):
+        (tmp_path / "bad.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(InvalidRequestError, match="bad.json: expected a JSON list of pictures"):
+            read_list(f"{tmp_path}/bad.json")
+    for text in ("datasets: 5", "data: []", "datasets: [", "- a", "datasets: [{json_path: 5}]", "datasets: [a]", ""):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(InvalidRequestError, match=r"bad.yaml: expected datasets: \[{json_path"):
+            read_list(f"{tmp_path}/bad.yaml")
+    with pytest.raises(InvalidRequestError, match="none.yaml: expected datasets"):
+        read_list(f"{tmp_path}/none.yaml")
 
 
 def test_a_picture_is_halved_scaled_and_cropped_in_the_middle(tmp_path):
@@ -112,7 +164,7 @@ def test_extraction_encodes_every_readable_picture_and_lists_the_others(tmp_path
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(tmp_path / "bomb.png")
     entries.append({"image_path": str(tmp_path / "bomb.png"), "caption": ["too large to be true"]})
     tokenizer = CosmosTokenizer.from_pretrained(DEFAULT_MODEL_FOLDER / "vq", threads=1)
-    rejects = extract(entries, tokenizer, 32, tmp_path / "out", layout, 0.5, ALONE)
+    rejects = extract(entries, tokenizer, "first", 32, tmp_path / "out", layout, 0.5, ALONE)
     assert (rejects.num_seen, rejects.num_rejected) == (4, 2)
     expected = tokenizer.encode(load_picture(entries[2]["image_path"], 32)[None])[0]
     if layout == "shards":
@@ -122,6 +174,39 @@ def test_extraction_encodes_every_readable_picture_and_lists_the_others(tmp_path
         codes, wordings = read_sample(tmp_path / "out", 32, 2)
         assert (codes == expected).all() and wordings == ["noise 2"]
         assert not (tmp_path / "out" / "32_codes" / "1.npy").exists()
+    # What is there is gone on with, and takes nothing of another tokenizer or list.
+    extract(entries, tokenizer, "first", 32, tmp_path / "out", layout, 0.5, ALONE)
+    for encoder, listed, other in (("second", entries, "encoder"), ("first", entries[2:], "entries")):
+        with pytest.raises(InvalidRequestError, match=rf"origin.json: other {other}\); choose another folder"):
+            extract(listed, tokenizer, encoder, 32, tmp_path / "out", layout, 0.5, ALONE)
+    with pytest.raises(InvalidRequestError, match="--size: expected a multiple of 16, got 50"):
+        extract(entries, tokenizer, "first", 50, tmp_path / "other", layout, 0.5, ALONE)
+    if layout == "simplear":  # another size has its own place in the folder
+        assert extract(entries, tokenizer, "first", 16, tmp_path / "out", layout, 0.5, ALONE).num_rejected == 2
+
+
+def test_a_tokenizer_is_known_by_the_file_of_its_encoder(tmp_path):
+    for name in ("tokenizer.safetensors", "encoder.jit"):
+        (tmp_path / name).write_text(name)
+    by_folder = encoder_sha256(tmp_path)
+    assert by_folder == encoder_sha256(tmp_path / "tokenizer.safetensors") != encoder_sha256(tmp_path / "encoder.jit")
+    (tmp_path / "tokenizer.safetensors").unlink()
+    (tmp_path / "decoder.jit").write_text("not what makes tokens")
+    assert encoder_sha256(tmp_path) == encoder_sha256(tmp_path / "encoder.jit")
+    (tmp_path / "encoder.jit").unlink()
+    with pytest.raises(CheckpointError, match="expected tokenizer.safetensors or encoder.jit, found neither"):
+        encoder_sha256(tmp_path)
+
+
+def test_whatever_a_damaged_picture_makes_its_reader_raise_is_a_reject(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Failed to decode image")  # as Pillow's reader of AVIF does
+
+    monkeypatch.setattr("simplear_train.extract_pictures.load_picture", fail)
+    tokenizer = CosmosTokenizer.from_pretrained(DEFAULT_MODEL_FOLDER / "vq", threads=1)
+    with pytest.raises(TrainingError, match="1 of 1 samples could not be used"):
+        extract([{"image_path": "a.avif", "caption": ["a"]}], tokenizer, "first", 32, tmp_path, "shards", 0.5, ALONE)
+    assert "RuntimeError: Failed" in (tmp_path / "rejected-0.jsonl").read_text()
 
 
 def test_lines_that_say_nothing_are_no_captions(tmp_path):
@@ -144,5 +229,5 @@ def test_a_set_takes_no_shards_of_another(tmp_path):
     with ShardWriter(tmp_path / "set", 16) as writer:
         writer.add(np.zeros((2, 2), np.int32), ["nothing"])
     begin_set(tmp_path / "set", {"seed": 1})
-    with pytest.raises(InvalidRequestError, match="holds token shards of something else"):
+    with pytest.raises(InvalidRequestError, match=r"holds tokens of something else \(origin.json: other seed\)"):
         begin_set(tmp_path / "set", {"seed": 2})

@@ -7,7 +7,7 @@
 The list is SimpleAR's (simplear_files.py). A picture is halved with a box filter while its short side is at least twice the
 size, scaled (bicubic) until the short side fits, and cropped in the middle. Writes token shards, which is what
 training reads, or SimpleAR's files. Pictures that cannot be read are listed in OUT/rejected-RANK.jsonl and counted. What is
-there already is kept, so a killed extraction goes on where it was.
+there already is kept, so a killed extraction goes on where it was; codes of another list or tokenizer are refused.
 """
 
 import argparse
@@ -20,13 +20,14 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from simplear_engine.errors import SimplearError
+from simplear_engine.errors import CheckpointError, InvalidRequestError, SimplearError
 from simplear_engine.image import CosmosTokenizer
+from simplear_engine.image.source import FILE_NAME
 
 from .parallel import Share, join_peers
 from .rejects import Rejects
 from .simplear_files import code_path, read_list, write_sample
-from .token_shards import ShardWriter, begin_set, write_index
+from .token_shards import ShardWriter, begin_set, sha256_of, write_index
 
 SAMPLES_PER_SHARD = 2048
 
@@ -47,21 +48,29 @@ def load_picture(path: str, size: int) -> np.ndarray:
 
 
 def extract(
-    entries: list[dict], tokenizer: CosmosTokenizer, size: int, out: Path, layout: str, limit: float, share: Share
-) -> Rejects:
+    entries: list[dict], tokenizer: CosmosTokenizer, encoder: str, size: int, out: Path, layout: str, limit: float,
+    share: Share,
+) -> Rejects:  # fmt: skip
+    """`encoder`: the SHA-256 of the tokenizer's file, so that no set holds codes of two."""
+    if size < 1 or size % tokenizer.compression:
+        raise InvalidRequestError(f"--size: expected a multiple of {tokenizer.compression}, got {size}")
     rejects = Rejects(out / f"rejected-{share.rank}.jsonl", limit)
-    if layout == "shards":
-        listed = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-        if share.is_first:
-            begin_set(out, {"entries": listed, "size": size, "num_codes": tokenizer.num_codes})
-        if share.world_size > 1:
-            dist.barrier()
+    listed = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    origin = {"encoder": encoder, "entries": listed, "size": size, "num_codes": tokenizer.num_codes}
+    if share.is_first and layout == "shards":
+        begin_set(out, origin)
+    elif share.is_first:  # a folder of this layout has pictures of several sizes
+        begin_set(out, origin, f"{size}_origin.json", f"{size}_codes/*.npy")
+    if share.world_size > 1:
+        dist.barrier()
     num_blocks = -(-len(entries) // SAMPLES_PER_SHARD)
     for block in tqdm(range(share.rank, num_blocks, share.world_size), desc="shards", disable=not share.is_first):
         numbers = range(block * SAMPLES_PER_SHARD, min((block + 1) * SAMPLES_PER_SHARD, len(entries)))
         if layout == "simplear":
-            numbers = [i for i in numbers if not code_path(out, size, i).exists()]
             for i in numbers:
+                if code_path(out, size, i).exists():
+                    rejects.accept()
+                    continue
                 codes = _encode(entries[i], tokenizer, size, rejects)
                 if codes is not None:
                     write_sample(out, size, i, codes, entries[i]["caption"])
@@ -80,16 +89,23 @@ def extract(
 
 
 def _encode(entry: dict, tokenizer: CosmosTokenizer, size: int, rejects: Rejects) -> np.ndarray | None:
-    from PIL import Image
-
     try:
-        codes = tokenizer.encode(load_picture(entry["image_path"], size)[None])[0]
-    # Whatever Pillow makes of a damaged file, or of one that says it is a hundred times as large as it is.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = load_picture(entry["image_path"], size)
+    # Whatever Pillow's readers make of a damaged file, or of one that says it is a hundred times as large as it is.
+    except Exception as error:
         rejects.reject(entry["image_path"], error)
         return None
     rejects.accept()
-    return codes
+    return tokenizer.encode(picture[None])[0]
+
+
+def encoder_sha256(path: Path) -> str:
+    """Of the file that holds the encoder of the tokenizer at `path`."""
+    files = [path / FILE_NAME, path / "encoder.jit"] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            return sha256_of(file)
+    raise CheckpointError(f"{path}: expected {' or '.join(file.name for file in files)}, found neither")
 
 
 def main() -> None:
@@ -105,7 +121,8 @@ def main() -> None:
         tokenizer = CosmosTokenizer.from_pretrained(args.tokenizer)
         args.out.mkdir(parents=True, exist_ok=True)
         entries = read_list(args.list)
-        print(extract(entries, tokenizer, args.size, args.out, args.layout, args.max_rejected, join_peers("cpu")))
+        encoder, share = encoder_sha256(args.tokenizer), join_peers("cpu")
+        print(extract(entries, tokenizer, encoder, args.size, args.out, args.layout, args.max_rejected, share))
     except SimplearError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -28,7 +28,7 @@ def import_files(files: Path, resolution: int, num_codes: int, out: Path, limit:
         for number in tqdm(sample_numbers(files, resolution), desc="samples"):
             try:
                 writer.add(*read_sample(files, resolution, number))
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError) as error:
                 rejects.reject(str(code_path(files, resolution, number)), error)
             else:
                 rejects.accept()

@@ -31,7 +31,7 @@ def choose(strategy: str, count: int, seed: int) -> np.ndarray:
 def _number(text: str, count: int, strategy: str) -> int:
     try:
         number = round(float(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequestError(f"sampling: expected a number or a percentage in {strategy!r}") from None
     if number < 1:
         raise InvalidRequestError(f"sampling: {strategy!r} chooses nothing of {count} samples")

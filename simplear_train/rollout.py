@@ -55,7 +55,12 @@ class Rollout:
 def read_prompts(path: Path) -> list[str]:
     """Every line's prompt. A line that is none is an error that names it: nobody would miss it in a reward curve."""
     prompts, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: expected a file of prompts: {error.strerror}") from None
+    # Only "\n" ends a line: other marks that Python ends lines at stand in prompts, too.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         prompt = line.strip()

@@ -22,25 +22,36 @@ from .mixture import choose
 
 
 def read_list(path: str, seed: int = 0) -> list[dict]:
-    """The entries of a list, checked: {"image_path": str, "caption": [str, ...]}."""
+    """The entries of a list, checked: {"image_path": str, "caption": [str, ...]}. InvalidRequestError names the list."""
     if path.endswith((".yaml", ".yml")):
         try:
             import yaml
         except ImportError as error:
             raise InvalidRequestError(f"{path}: reading it needs PyYAML: pip install pyyaml") from error
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            sources = [(s["json_path"], s.get("sampling_strategy", "all")) for s in values["datasets"]]
+            if not all(isinstance(word, str) for source in sources for word in source):
+                raise TypeError("json_path and sampling_strategy are strings")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            expected = "expected datasets: [{json_path: ..., sampling_strategy: ...}, ...]"
+            fault = (str(error).splitlines() or [""])[0]  # of YAML's faults, which take several lines
+            raise InvalidRequestError(f"{path}: {expected}: {type(error).__name__}: {fault}") from None
         entries = []
-        for source in yaml.safe_load(Path(path).read_text())["datasets"]:
-            part = read_list(source["json_path"], seed)
-            entries += [part[i] for i in choose(source.get("sampling_strategy", "all"), len(part), seed)]
+        for json_path, strategy in sources:
+            part = read_list(json_path, seed)
+            entries += [part[i] for i in choose(strategy, len(part), seed)]
         return entries
     braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", path)
     if braces:
         before, names, after = braces.groups()
         return list(itertools.chain.from_iterable(read_list(before + name + after) for name in names.split(",")))
     try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path}: expected a JSON list of pictures: {error}") from None
+    if not isinstance(values, list):
+        raise InvalidRequestError(f"{path}: expected a JSON list of pictures, found {values!r:.80}")
     entries = []
     for number, value in enumerate(values):
         try:
@@ -79,10 +90,20 @@ def write_sample(folder: Path, resolution: int, number: int, codes: np.ndarray, 
 
 def read_sample(folder: Path, resolution: int, number: int) -> tuple[np.ndarray, list[str]]:
     """(codes int32 [h, w], wordings); ValueError or OSError where a file is missing or damaged."""
-    codes = np.load(code_path(folder, resolution, number), allow_pickle=False)
-    if codes.dtype.kind not in "iu" or codes.ndim != 4 or codes.shape[:2] != (1, 1):
+    try:
+        codes = np.load(code_path(folder, resolution, number), allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # whatever NumPy's parsers of headers and archives stumbled over
+        raise ValueError(f"expected an array, found none: {type(error).__name__}: {error}") from None
+    if not isinstance(codes, np.ndarray):
+        raise ValueError("expected an array, found an archive of them")
+    if codes.dtype.kind not in "iu" or codes.ndim != 4 or codes.shape[:2] != (1, 1) or not codes.size:
         raise ValueError(f"expected codes int [1, 1, h, w], found {codes.dtype} {list(codes.shape)}")
-    lines = label_path(folder, resolution, number).read_text(encoding="utf-8").splitlines()
+    if codes.min() < 0 or codes.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"expected codes of 31 bits, found {codes.min()}..{codes.max()}")
+    # Only "\n" ends a wording: other marks that Python ends lines at stand in captions, too.
+    lines = label_path(folder, resolution, number).read_bytes().decode("utf-8").split("\n")
     wordings = [line.strip() for line in lines if line.strip()]
     if not wordings:
         raise ValueError(f"expected a caption in {label_path(folder, resolution, number)}, found none")
@@ -90,5 +111,8 @@ def read_sample(folder: Path, resolution: int, number: int) -> tuple[np.ndarray,
 
 
 def sample_numbers(folder: Path, resolution: int) -> list[int]:
-    names = [path.stem for path in (folder / f"{resolution}_codes").glob("*.npy")]
-    return sorted(int(name) for name in names if name.isdigit())
+    """InvalidRequestError where two names could be one number."""
+    names = [path.stem for path in (folder / f"{resolution}_codes").glob("*.npy") if path.stem.isdigit()]
+    if odd := sorted(name for name in names if not name.isdecimal() or name != str(int(name))):
+        raise InvalidRequestError(f"{folder / f'{resolution}_codes'}: expected names such as 7.npy, found {odd[0]}.npy")
+    return sorted(map(int, names))

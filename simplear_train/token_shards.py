@@ -36,12 +36,17 @@ class ShardEntry:
     sha256: str
 
 
-def begin_set(folder: Path, origin: dict) -> None:
-    """Makes `folder` the place of a set that comes from `origin` (JSON values). Shards of that origin that are there already
-    are parts of it; InvalidRequestError where they come from elsewhere, or nobody knows from where."""
-    path, text = folder / ORIGIN, json.dumps(origin, indent=1, sort_keys=True) + "\n"
-    if any(folder.glob("shard-*.safetensors")) and not (path.exists() and path.read_text() == text):
-        raise InvalidRequestError(f"{folder}: holds token shards of something else; choose another folder")
+def begin_set(folder: Path, origin: dict, name: str = ORIGIN, parts: str = "shard-*.safetensors") -> None:
+    """Makes `folder` the place of a set that comes from `origin` (JSON values), which the file `name` says. Shards, or other
+    `parts` (a pattern), of that origin belong to it where they are there already; InvalidRequestError where they come from
+    elsewhere, or nobody knows from where."""
+    path, text = folder / name, json.dumps(origin, indent=1, sort_keys=True) + "\n"
+    if any(folder.glob(parts)) and not (path.exists() and path.read_text() == text):
+        stored = read_json_object(path) if path.exists() else {}
+        other = [key for key, value in json.loads(text).items() if stored.get(key) != value]
+        raise InvalidRequestError(
+            f"{folder}: holds tokens of something else ({name}: other {', '.join(other)}); choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_writer(path) as file:
         file.write(text.encode())
@@ -125,15 +130,24 @@ class TokenSet:
         index = read_json_object(folder / INDEX)
         if index.get("format") != FORMAT:
             raise CheckpointError(f"{folder / INDEX}: format: expected {FORMAT}, found {index.get('format')!r}")
-        self.folder, self.num_codes = folder, int(index["num_codes"])
-        self.shards = [ShardEntry(s["file"], s["samples"], tuple(s["grid"]), s["sha256"]) for s in index["shards"]]
+        try:
+            self.folder, self.num_codes = folder, int(index["num_codes"])
+            self.shards = [ShardEntry(s["file"], s["samples"], tuple(s["grid"]), s["sha256"]) for s in index["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / INDEX}: damaged: {type(error).__name__}: {error}") from None
+        if not self.shards:
+            raise CheckpointError(f"{folder / INDEX}: shards: expected at least one, found none")
         self._ends = np.cumsum([shard.samples for shard in self.shards])
         self._tensors = []
         for shard in self.shards:
             path = folder / shard.file
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing, although {INDEX} lists it")
             if verify and sha256_of(path) != shard.sha256:
                 raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one in {INDEX}")
             tensors = {name: stored.data for name, stored in read_safetensors(path)[0].items()}
+            if absent := {"codes", "captions", "caption_ends"} - tensors.keys():
+                raise CheckpointError(f"{path}: expected codes, captions and caption_ends; {min(absent)} is missing")
             if tensors["codes"].shape != (shard.samples, *shard.grid):
                 expected = [shard.samples, *shard.grid]
                 raise CheckpointError(f"{path}: codes: expected {expected}, found {list(tensors['codes'].shape)}")
