@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
 from simplear_engine.errors import InvalidRequestError
 from simplear_train import emoji_scenes
 from simplear_train.concepts import COLOURS, CONCEPTS, OWN_COLOURS
@@ -240,6 +241,14 @@ def test_detector_says_what_pictures_it_takes():
 
     with pytest.raises(InvalidRequestError, match=r"expected uint8 \[N, 128, 128, 3\], got uint8 \[1, 64, 64, 3\]"):
         load_detector().detect(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_scores_of_a_hub_id_name_the_weights_that_drew(tmp_path, monkeypatch):
+    few = [next(r for r in evaluation_records() if r["tag"] == task) for task in TASKS]
+    monkeypatch.setattr(command, "evaluation_records", lambda *asked: few)
+    expected = command.evaluate("default", tmp_path, num_pictures=1)["sha256"]["weights"]
+    monkeypatch.setattr("simplear_engine.checkpoint._download", lambda *_: DEFAULT_MODEL_FOLDER)
+    assert command.evaluate("owner/name", tmp_path, num_pictures=1)["sha256"]["weights"] == expected != {}
 
 
 def test_command_writes_scores_that_repeat(tmp_path, monkeypatch, capsys):

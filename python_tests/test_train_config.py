@@ -15,7 +15,7 @@ from simplear_train.grpo import GrpoConfig
 from simplear_train.pretrain import PretrainConfig
 from simplear_train.recipe import commands
 from simplear_train.refine_decoder import DecoderConfig
-from simplear_train.rewards import REWARDS
+from simplear_train.rewards import REWARDS, RewardConfig
 from simplear_train.sft import SftConfig
 from simplear_train.train_tokenizer import TokenizerTrainingConfig
 
@@ -106,6 +106,11 @@ def test_single_values_are_replaced_from_the_command_line(tmp_path):
     assert config.loop.report_to == ("wandb",)
     with pytest.raises(InvalidRequestError, match="expected table.key=value"):
         read_config(SftConfig, path, ("loop.steps",))
+
+
+def test_any_text_survives_being_written_out(tmp_path):
+    config = RewardConfig('"\\ \x7f \u2028 \t \x00', options={"a \x7f b": ["\x7f"]})
+    assert read_config(RewardConfig, write(tmp_path, to_toml(config))) == config
 
 
 def test_an_unknown_config_name_lists_those_that_exist():

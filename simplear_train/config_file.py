@@ -80,10 +80,15 @@ def _literal(value) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_literal, value)) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{_text(k)} = {_literal(v)}" for k, v in value.items()) + " }"
     if isinstance(value, float) and abs(value) < 1e15 and value == int(value):
         return f"{value:.1f}"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return repr(value) if isinstance(value, float) else _text(value)
+
+
+def _text(value) -> str:
+    """As JSON has it, and DEL as a number, which TOML alone asks for."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _convert(kind, value, source: str, key: str):

@@ -92,7 +92,7 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """The contents of scores.json. `sampling` goes to Engine.generate; None stands for the model's own default."""
     from simplear_engine import Engine
-    from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
+    from simplear_engine.checkpoint import resolve
 
     from .detector import SIDE, WEIGHTS, load_detector
 
@@ -120,7 +120,6 @@ def evaluate(
     write_sheet(out / "overview.png", [i for task in TASKS for i in evenly(records, task, 2)], records, images, correct)
     if keep_pictures:
         write_pictures(out, records, images)
-    folder = DEFAULT_MODEL_FOLDER if model == "default" else Path(model)
     result = {
         **scores(records, correct),
         "model": model,
@@ -132,7 +131,7 @@ def evaluate(
         "sampling": {**defaults, "temperature": 1.0, **{k: v for k, v in sampling.items() if v is not None}},
         "engine_version": version("simplear-engine"),
         "sha256": {
-            "weights": hashes(folder),
+            "weights": hashes(resolve(model)),
             "prompts": sha256(json.dumps(records, sort_keys=True).encode()),
             "detector": sha256(WEIGHTS.read_bytes()),
             "pictures": sha256(images.tobytes()),
