@@ -1,6 +1,7 @@
 """Configs say everything, and say it right."""
 
 import json
+import re
 import sys
 from importlib.util import find_spec
 
@@ -96,6 +97,46 @@ def write(tmp_path, text):
 def test_a_wrong_config_is_an_error_that_names_the_key(tmp_path, text, message):
     with pytest.raises(InvalidRequestError, match=message):
         read_config(SftConfig, write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "schema, setting",
+    [
+        *((PretrainConfig, f"loop.{name}={value}") for name, value in (
+            ("steps", 0), ("log_every", 0), ("validate_every", 0), ("save_every", -1), ("clip_norm", 0.0),
+            ("clip_norm", "nan"), ("learning_rate", -1.0), ("learning_rate", "inf"), ("min_learning_rate", "nan"),
+            ("weight_decay", -0.1), ("warmup_steps", -5), ("beta1", 1.0), ("beta2", 2.0), ("ema_decay", 1.5),
+            ("ema_decay", "nan"), ("max_skipped", -1), ("seed", -1), ("seed", 1 << 63),
+        )),
+        *((PretrainConfig, setting) for setting in (
+            "data.sources=[]", "data.batch_size=0", "data.micro_batch_size=0", "data.pack_length=-1",
+            "data.captions.drop=1.1", "data.captions.drop=-1", "data.captions.drop=nan", "loss.text_weight=-1",
+            "sample.guidance_scale=-1", "start.guidance_scale=nan", "start.top_k=0", "start.scratch.text_vocab_size=255",
+            "start.scratch.num_layers=0", "start.scratch.num_kv_heads=0", "start.scratch.num_heads=3",
+            "start.scratch.hidden_size=36",
+        )),
+        *((SftConfig, f"lora.{name}={value}") for name, value in (("rank", -3), ("alpha", 0), ("dropout", 1))),
+        (DistilConfig, "teacher.guidance_scale=-1"), (DistilConfig, "teacher.top_k=-1"),
+        *((GrpoConfig, setting) for setting in (
+            "rollout.prompts_per_step=0", "rollout.group_size=1", "rollout.temperature=0", "rollout.temperature=inf",
+            "rollout.top_k=-1", "rollout.guidance_scale=-1", "rollout.max_pairs=0", "rollout.threads=-1",
+            "rollout.draft_window=0", "objective.beta=-0.1", "objective.clip_low=-0.1", "objective.clip_high=nan",
+            "objective.importance_cap=-1", "updates=0", "micro_batch_size=0", "max_reward_failures=0",
+            "objective_guidance=-1",
+        )),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)  # fmt: skip
+def test_a_value_that_makes_no_sense_is_named(tmp_path, schema, setting):
+    text = "[rollout]\nprompts = 'p'\n[[rewards]]\nname = 'clip'\n" if schema is GrpoConfig else GOOD
+    name, value = setting.split("=")
+    with pytest.raises(InvalidRequestError, match=rf"^{re.escape(name)}: expected .*, got "):
+        read_config(schema, write(tmp_path, text), (setting,))
+
+
+def test_limits_that_are_none_are_values_too(tmp_path):
+    config = read_config(SftConfig, write(tmp_path, GOOD), ("loop.clip_norm=inf", "data.captions.drop=1"))
+    assert "clip_norm = inf" in to_toml(config) and config.data.captions.drop == 1
 
 
 def test_single_values_are_replaced_from_the_command_line(tmp_path):

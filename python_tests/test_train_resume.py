@@ -15,9 +15,10 @@ from simplear_engine import Engine
 from simplear_engine.errors import InvalidRequestError
 from simplear_train.average import average
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
-from simplear_train.config_file import config_path, read_config, to_toml
+from simplear_train.config_file import config_path, read_config
 from simplear_train.logs import RunLog
 from simplear_train.loop import LoopConfig, learning_rate
+from simplear_train.lora import LoraConfig
 from simplear_train.model_folder import from_folder
 from simplear_train.next_token import DataConfig, LossConfig, NextToken, SampleConfig, SourceConfig
 from simplear_train.optimizers import Gains, Muon, optimizers_for, orthogonalised
@@ -405,7 +406,7 @@ def test_a_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
 
 def test_processes_that_could_not_keep_step_are_refused(tmp_path):
     folder = from_folder("default")
-    config = replace(config_for(tmp_path).data, sources=(), validation=None)
+    config = replace(config_for(tmp_path).data, validation=None)
     for batch_size, sharding, expected in ((5, "fsdp2", "a multiple of 2"), (1, "none", "at least 2")):
         with pytest.raises(InvalidRequestError, match=f"batch_size: expected {expected}"):
             NextToken(
@@ -431,14 +432,13 @@ def test_a_value_that_is_no_number_is_null_in_the_log(tmp_path):
     assert line["reward"] is None and line["loss"] is None
 
 
-@pytest.mark.parametrize(
-    "setting", [{"steps": 0}, {"log_every": 0}, {"validate_every": 0}, {"save_every": -1}, {"clip_norm": 0.0}]
-)
-def test_settings_of_the_loop_that_make_no_sense_are_named(setting):
-    (name,) = setting
-    with pytest.raises(InvalidRequestError, match=rf"^loop\.{name}: expected"):
-        LoopConfig(**setting)
-    assert "clip_norm = inf" in to_toml(LoopConfig(clip_norm=float("inf")))
+def test_adapters_are_not_trained_by_factors(tmp_path):
+    data = DataConfig((default_tokens(tmp_path),), batch_size=4, micro_batch_size=4)
+    config = SftConfig(data, lora=LoraConfig(rank=2), loop=LoopConfig(steps=1, optimizer="gains"))
+    with pytest.raises(
+        InvalidRequestError, match='loop.optimizer: expected "adamw" or "muon" where lora.rank is not 0'
+    ):
+        sft(config, tmp_path / "run", "cpu")
 
 
 def test_models_on_the_way_are_kept_and_averaged(tmp_path):

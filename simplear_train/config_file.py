@@ -8,10 +8,13 @@ key. Nothing here knows what a config is for.
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from simplear_engine.errors import InvalidRequestError
 
@@ -58,6 +61,22 @@ def from_dict(schema: type, values: dict, source: str, prefix: str = ""):
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InvalidRequestError(f"{source}: {prefix}{name}: expected {_describe(hints[name])}, found nothing")
     return schema(**arguments)
+
+
+def check_values(config, table: str, **rules: tuple[str, Callable[[Any], bool]]) -> None:
+    """For __post_init__: InvalidRequestError where a field is set to what its rule, words and a test, refuses."""
+    for name, (expected, is_right) in rules.items():
+        value = getattr(config, name)
+        if value is not None and not is_right(value):
+            raise InvalidRequestError(f"{table}{'.' * bool(table)}{name}: expected {expected}, got {value}")
+
+
+# None of these lets NaN through, which no comparison holds for.
+POSITIVE = "more than 0", lambda value: 0 < value < math.inf
+NOT_NEGATIVE = "at least 0", lambda value: 0 <= value < math.inf
+COUNT = "at least 1", lambda value: value >= 1
+SHARE = "a share from 0 to 1", lambda value: 0 <= value <= 1
+BELOW_ONE = "at least 0 and less than 1", lambda value: 0 <= value < 1
 
 
 def to_toml(config, prefix: str = "") -> str:

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simplear_engine.errors import InvalidRequestError
 
+from .config_file import NOT_NEGATIVE, check_values
 from .log_probs import CHUNK_LOGITS
 from .loop import LoopConfig, without_dropout
 from .lora import LoraConfig
@@ -42,6 +43,9 @@ class TeacherConfig:
 
     guidance_scale: float = 1.4
     top_k: int = 0
+
+    def __post_init__(self):
+        check_values(self, "teacher", guidance_scale=NOT_NEGATIVE, top_k=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,6 @@ class Distillation(NextToken):
     ):
         if config.data.pack_length:
             raise InvalidRequestError(f"data.pack_length: expected 0 for distillation, got {config.data.pack_length}")
-        if config.teacher.top_k < 0:
-            raise InvalidRequestError(f"teacher.top_k: expected at least 0, got {config.teacher.top_k}")
         super().__init__(
             "distil", folder, config.data, LossConfig(), config.sample, config.loop, out, device, share
         )  # fmt: skip

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from simplear_engine.errors import InvalidRequestError
 
+from .config_file import COUNT, NOT_NEGATIVE, check_values
 from .grpo_objective import ObjectiveConfig, group_advantages, grpo_loss
 from .live_engine import draw_sheet
 from .log_probs import token_log_probs
@@ -68,6 +69,11 @@ class GrpoConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+    def __post_init__(self):
+        check_values(
+            self, "", updates=COUNT, micro_batch_size=COUNT, max_reward_failures=COUNT, objective_guidance=NOT_NEGATIVE
+        )
+
 
 @dataclass
 class MicroBatch:
@@ -91,17 +97,11 @@ class Grpo:
     ):  # fmt: skip
         """`reference`: the weights that the run starts from, which the KL term holds on to; None where beta is 0."""
         rollout = config.rollout
-        if rollout.prompts_per_step < 1 or rollout.prompts_per_step % share.world_size:
+        if rollout.prompts_per_step % share.world_size:
             raise InvalidRequestError(
                 f"rollout.prompts_per_step: expected a multiple of the {share.world_size} processes, "
                 f"got {rollout.prompts_per_step}"
             )
-        if rollout.group_size < 2:
-            raise InvalidRequestError(f"rollout.group_size: expected at least 2 to compare, got {rollout.group_size}")
-        if config.micro_batch_size < 1 or config.updates < 1:
-            raise InvalidRequestError("micro_batch_size, updates: expected at least 1")
-        if rollout.temperature <= 0:
-            raise InvalidRequestError(f"rollout.temperature: expected more than 0, got {rollout.temperature}")
         self.folder, self.model, self.config = folder, folder.model, config
         self.out, self.device, self.share = out, device, share
         self.prompts = PromptStream(read_prompts(Path(rollout.prompts)), rollout.prompts_per_step, config.loop.seed)

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config_file import NOT_NEGATIVE, check_values
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -38,6 +40,12 @@ class ObjectiveConfig:
     ratio_level: Literal["token", "sequence"] = "token"
     scale_by_std: bool = True
     importance_cap: float = 2.0
+
+    def __post_init__(self):
+        check_values(
+            self, "objective", beta=NOT_NEGATIVE, clip_low=NOT_NEGATIVE, clip_high=NOT_NEGATIVE,
+            importance_cap=NOT_NEGATIVE,
+        )  # fmt: skip
 
 
 def group_advantages(rewards: np.ndarray, group_size: int, scale_by_std: bool = True) -> tuple[np.ndarray, np.ndarray]:

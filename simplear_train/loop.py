@@ -30,6 +30,7 @@ from .checkpoint import (
     restore_optimizers,
     save_checkpoint,
 )
+from .config_file import BELOW_ONE, COUNT, NOT_NEGATIVE, check_values
 from .logs import RunLog
 from .optimizers import optimizers_for
 from .parallel import ALONE, Share, average_gradients, combine, whole
@@ -77,15 +78,17 @@ class LoopConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"loop.{name}: expected at least 1, got {getattr(self, name)}")
+        check_values(
+            self, "loop", steps=COUNT, log_every=COUNT, validate_every=COUNT, save_every=COUNT,
+            learning_rate=NOT_NEGATIVE, min_learning_rate=NOT_NEGATIVE, weight_decay=NOT_NEGATIVE,
+            warmup_steps=NOT_NEGATIVE, beta1=BELOW_ONE, beta2=BELOW_ONE, ema_decay=BELOW_ONE, max_skipped=NOT_NEGATIVE,
+            clip_norm=("more than 0, inf for no limit", lambda value: value > 0),
+            seed=("0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63),
+        )  # fmt: skip
         if late := [step for step in self.keep_models if step % self.save_every or not 1 <= step <= self.steps]:
             raise InvalidRequestError(
                 f"loop.keep_models: expected multiples of save_every in 1..{self.steps}, got {late[0]}"
             )
-        if not self.clip_norm > 0:
-            raise InvalidRequestError(f"loop.clip_norm: expected more than 0, inf for no limit, got {self.clip_norm}")
 
 
 class Stage(Protocol):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from simplear_engine.errors import InvalidRequestError
 
 from .checkpoint import TrainingError
+from .config_file import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_values
 
 BASE, A, B = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
@@ -26,6 +27,9 @@ class LoraConfig:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self):
+        check_values(self, "lora", rank=NOT_NEGATIVE, alpha=POSITIVE, dropout=BELOW_ONE)
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:

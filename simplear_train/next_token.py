@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simplear_engine.errors import InvalidRequestError
 
+from .config_file import COUNT, NOT_NEGATIVE, check_values
 from .live_engine import LiveEngine, draw_sheet
 from .log_probs import token_log_probs
 from .loop import LoopConfig
@@ -59,15 +60,19 @@ class DataConfig:
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
     def __post_init__(self):
-        for name in ("batch_size", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
+        check_values(
+            self, "data", sources=("at least one table [[data.sources]]", len), batch_size=COUNT,
+            micro_batch_size=COUNT, pack_length=NOT_NEGATIVE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LossConfig:
     rows: Literal["visual", "all"] = "visual"
     text_weight: float = 0.05
+
+    def __post_init__(self):
+        check_values(self, "loss", text_weight=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,9 @@ class SampleConfig:
 
     prompts: tuple[str, ...] = ()
     guidance_scale: float | None = None
+
+    def __post_init__(self):
+        check_values(self, "sample", guidance_scale=NOT_NEGATIVE)
 
 
 def visual_head(batch: Batch, offset: int, rows: str):

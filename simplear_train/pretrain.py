@@ -22,6 +22,7 @@ from simplear_engine.atomic_file import atomic_writer
 from simplear_engine.config import GenerationDefaults, ModelConfig
 from simplear_engine.errors import InvalidRequestError
 
+from .config_file import COUNT, NOT_NEGATIVE, POSITIVE, check_values
 from .loop import LoopConfig
 from .model_folder import ModelFolder, from_folder, from_qwen, from_scratch, image_tokenizer_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
@@ -43,6 +44,17 @@ class ScratchConfig:
     rope_theta: float = 10000.0
     max_position_embeddings: int = 1024
 
+    def __post_init__(self):
+        check_values(
+            self, "start.scratch", text_vocab_size=("at least the 256 bytes", lambda value: value >= 256),
+            num_layers=COUNT, num_kv_heads=COUNT, intermediate_size=COUNT, rope_theta=POSITIVE,
+            max_position_embeddings=COUNT,
+            num_heads=(f"a multiple of num_kv_heads = {self.num_kv_heads}", lambda value: value and not value % self.num_kv_heads),
+            hidden_size=(
+                f"a multiple of 2 x num_heads = {2 * self.num_heads}", lambda value: value and not value % (2 * self.num_heads)
+            ),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class StartConfig:
@@ -58,6 +70,9 @@ class StartConfig:
     negative_prompt: str = ""
     guidance_scale: float = 1.4
     top_k: int | None = None
+
+    def __post_init__(self):
+        check_values(self, "start", guidance_scale=NOT_NEGATIVE, top_k=COUNT)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simplear_engine.errors import InvalidRequestError
+
+from .config_file import COUNT, check_values
 from .image_tokenizer import load_image_tokenizer
 from .loop import LoopConfig
 from .parallel import join_peers
@@ -37,12 +40,19 @@ class DecoderConfig:
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+    def __post_init__(self):
+        check_values(self, "", batch_size=COUNT)
+
 
 class DecoderAlone(Reconstruction):
     """Codes in, pictures out; batches are shuffled, because the scenes come again."""
 
     def __init__(self, *arguments, tokens: TokenSet):
         super().__init__(*arguments)
+        if len(tokens) < self.config.batch_size:
+            raise InvalidRequestError(
+                f"batch_size: expected at most the {len(tokens)} pictures of {self.config.tokens}"
+            )
         self.codes = torch.from_numpy(np.stack([tokens.codes(i) for i in range(len(tokens))]))
 
     def updates(self, step: int):

@@ -14,6 +14,7 @@ import numpy as np
 from simplear_engine.errors import InvalidRequestError
 from simplear_engine.generated_image import to_uint8
 
+from .config_file import COUNT, NOT_NEGATIVE, POSITIVE, check_values
 from .live_engine import LiveEngine, draw_together
 from .model_folder import ModelFolder
 
@@ -38,6 +39,13 @@ class RolloutConfig:
     threads: int = 0
     draft_window: int = 1
     engine_dtype: str = "auto"
+
+    def __post_init__(self):
+        check_values(
+            self, "rollout", prompts_per_step=COUNT, group_size=("at least 2 to compare", lambda value: value >= 2),
+            guidance_scale=NOT_NEGATIVE, temperature=POSITIVE, top_k=NOT_NEGATIVE, max_pairs=COUNT,
+            threads=NOT_NEGATIVE, draft_window=COUNT,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

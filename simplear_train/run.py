@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from simplear_engine.errors import SimplearError
+from simplear_engine.errors import InvalidRequestError, SimplearError
 
 from .config_file import CONFIGS, config_path, read_config, to_toml
 from .loop import CHECKPOINT, Loop, Stage, compute_dtype
@@ -26,6 +26,11 @@ def run_stage(
     stop_at: int | None = None,
 ) -> Path:  # fmt: skip
     """Runs a stage that trains `folder.model` under `config.loop`; returns the model folder that it leaves."""
+    if folder.lora.rank and config.loop.optimizer == "gains":
+        raise InvalidRequestError(
+            'loop.optimizer: expected "adamw" or "muon" where lora.rank is not 0, got "gains": adapters begin as zeros, '
+            "which a factor leaves as they are"
+        )
     share = join_peers(device)
     model, loop = folder.model.to(device), config.loop
     if folder.lora.rank:

@@ -20,6 +20,7 @@ from simplear_engine.config import GenerationDefaults
 from simplear_engine.errors import InvalidRequestError
 from simplear_engine.text import TextTokenizer
 
+from .config_file import SHARE, check_values
 from .mixture import choose
 from .parallel import ALONE, Share
 from .token_shards import TokenSet
@@ -49,6 +50,9 @@ class CaptionConfig:
     wording: Literal["any", "long", "short_or_long"] = "any"
     styles: Literal["none", "simplear"] = "none"
     drop: float = 0.1
+
+    def __post_init__(self):
+        check_values(self, "data.captions", drop=SHARE)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config_file import COUNT, check_values
 from .emoji_scenes import BACKGROUNDS, SceneMaker
 from .image_tokenizer import ImageTokenizer, TokenizerConfig, save_image_tokenizer
 from .loop import LoopConfig
@@ -46,6 +47,9 @@ class TokenizerTrainingConfig:
     network: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        check_values(self, "", batch_size=COUNT)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
