@@ -317,6 +317,27 @@ def test_detector_that_goes_on_from_a_checkpoint_equals_one_that_was_never_cut_o
     assert not straight["backbone.2.running_mean"].equal(fresh["backbone.2.running_mean"])
 
 
+def test_scenes_without_a_known_colour_have_gradients_for_it_too():
+    """Processes lay theirs end to end, so that one that has fewer would be added to the wrong ones."""
+    import torch
+
+    from simplear_train.emojieval.free_scenes import UNKNOWN, FreeScenes
+    from simplear_train.emojieval.train_detector import detector_loss
+
+    torch.manual_seed(0)
+    images, targets = FreeScenes(6, Squares()).batch(0, 4)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    for name in ("as they are", "no colour", "nothing"):
+        if name == "no colour":
+            targets.colour[:] = UNKNOWN
+        if name == "nothing":
+            targets.noun[:], targets.presence[:] = UNKNOWN, 0
+        detector = Detector()
+        detector_loss(detector(inputs), targets).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+        assert detector.colour.weight.grad.any() == (name == "as they are")
+
+
 def test_free_scenes_mark_what_they_show():
     from simplear_train.emojieval.detector import CELLS, NOUNS, STRIDE
     from simplear_train.emojieval.free_scenes import FreeScenes

@@ -31,6 +31,12 @@ from .rules import judge
 SEED = 77_000  # of the detector's scenes; no other stage uses this stream
 
 
+def cross_entropy_of_known(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over known targets. Where there are none it is 0 with gradients of 0: processes average as many of them."""
+    total = F.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
+    return total / (targets != UNKNOWN).sum().clamp(min=1)
+
+
 def detector_loss(maps: dict[str, Tensor], targets: Targets) -> Tensor:
     presence, noun, colour, box = (
         torch.from_numpy(value).to(maps["noun"].device)
@@ -43,9 +49,7 @@ def detector_loss(maps: dict[str, Tensor], targets: Targets) -> Tensor:
     hit = -F.logsigmoid(logits) * (1 - probability) ** 2
     miss = -F.logsigmoid(-logits) * probability**2 * (1 - presence) ** 4
     loss = torch.where(at_centre, hit, miss).sum() / at_centre.sum().clamp(min=1)
-    loss = loss + F.cross_entropy(maps["noun"], noun, ignore_index=UNKNOWN)
-    if (colour != UNKNOWN).any():
-        loss = loss + 0.5 * F.cross_entropy(maps["colour"], colour, ignore_index=UNKNOWN)
+    loss = loss + cross_entropy_of_known(maps["noun"], noun) + 0.5 * cross_entropy_of_known(maps["colour"], colour)
     near = (noun != UNKNOWN)[:, None]
     return loss + 0.5 * (F.smooth_l1_loss(maps["box"], box, reduction="none") * near).sum() / (4 * near.sum()).clamp(
         min=1
