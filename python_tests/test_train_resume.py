@@ -3,6 +3,7 @@
 import contextlib
 import json
 import resource
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from simplear_engine import Engine
-from simplear_engine.errors import InvalidRequestError
+from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER
+from simplear_engine.errors import CheckpointError, InvalidRequestError
 from simplear_train.average import average
 from simplear_train.checkpoint import TrainingError, load_checkpoint, save_checkpoint
 from simplear_train.config_file import config_path, read_config
@@ -23,9 +25,10 @@ from simplear_train.model_folder import from_folder
 from simplear_train.next_token import DataConfig, LossConfig, NextToken, SampleConfig, SourceConfig
 from simplear_train.optimizers import Gains, Muon, optimizers_for, orthogonalised
 from simplear_train.parallel import Share
-from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain
+from simplear_train.pretrain import PretrainConfig, ScratchConfig, StartConfig, pretrain, start_from
+from simplear_train.sequences import CaptionConfig
 from simplear_train.sft import SftConfig, sft
-from simplear_train.token_shards import ShardWriter, sha256_of
+from simplear_train.token_shards import ShardWriter, TokenSet, sha256_of
 
 
 def write_tokens(folder):
@@ -372,6 +375,28 @@ def test_an_average_that_begins_when_a_run_goes_on_begins_with_its_weights(tmp_p
     assert all(torch.equal(average[name], trained[name]) for name in average)
 
 
+def test_a_start_that_came_to_nothing_leaves_no_words_behind(tmp_path):
+    config, few = config_for(tmp_path), ScratchConfig(260, 32, 32, 2, 2, 1)
+    lacking = replace(config, start=replace(config.start, scratch=few), sample=SampleConfig(("a cat",)))
+    with pytest.raises(InvalidRequestError, match="sample.prompts"):
+        pretrain(lacking, tmp_path / "run", "cpu")
+    folders = [pretrain(config, tmp_path / name, "cpu", stop_at=1) for name in ("run", "fresh")]
+    first, second = (from_folder(str(folder)).model.config.visual_offset for folder in folders)
+    assert first == second > 260 + 7
+
+
+def test_a_folder_that_does_not_say_how_it_likes_to_be_asked_takes_the_configs_word(tmp_path):
+    shutil.copytree(DEFAULT_MODEL_FOLDER, tmp_path / "model")
+    start = StartConfig("model", str(tmp_path / "model"), prompt_prefix="an emoji of ", guidance_scale=3.0, top_k=7)
+    default_tokens(tmp_path)
+    tokens = TokenSet(tmp_path / "default")
+    assert start_from(start, tokens, tmp_path).defaults == from_folder("default").defaults
+    (tmp_path / "model" / "simplear.json").unlink()
+    defaults = start_from(start, tokens, tmp_path).defaults
+    assert (defaults.prompt_prefix, defaults.guidance_scale, defaults.top_k) == ("an emoji of ", 3.0, 7)
+    assert (defaults.height, defaults.width) == (128, 128)
+
+
 def test_words_keep_their_ids_when_captions_come_along(tmp_path):
     config = config_for(tmp_path)
     pretrain(config, tmp_path / "run", "cpu", stop_at=2)
@@ -391,7 +416,41 @@ def test_what_validation_would_stumble_over_is_found_before_the_first_step(tmp_p
         pretrain(replace(config, data=replace(config.data, validation=str(tmp_path / "other"))), tmp_path / "a", "cpu")
     with pytest.raises(InvalidRequestError, match="sample.prompts: a model without an image tokenizer"):
         pretrain(replace(config, sample=SampleConfig(("a cat",))), tmp_path / "b", "cpu")
-    assert not (tmp_path / "a" / "log.jsonl").exists() and not (tmp_path / "b" / "log.jsonl").exists()
+    # An image tokenizer of other codes, or none in its folder.
+    (tmp_path / "empty").mkdir()
+    for folder, error, message in (
+        (DEFAULT_MODEL_FOLDER / "vq", InvalidRequestError, "vq: 4096 codes, but the model draws 16"),
+        (tmp_path / "empty", CheckpointError, "empty: holds neither tokenizer.safetensors"),
+    ):
+        with pytest.raises(error, match=message):
+            pretrain(replace(config, start=replace(config.start, image_tokenizer=str(folder))), tmp_path / "c", "cpu")
+    assert not any((tmp_path / name / "log.jsonl").exists() for name in "abc")
+
+
+@pytest.mark.parametrize(
+    "wording, styles, length", [("any", "none", 36), ("long", "none", 12), ("any", "simplear", 77)]
+)
+def test_a_sample_longer_than_the_model_may_draw_is_found_before_the_first_step(tmp_path, wording, styles, length):
+    with ShardWriter(tmp_path / "tokens", 16) as writer:
+        for i in range(9):
+            writer.add(np.full((2, 2), i), ["x" * (30 if i == 7 else 3), "second"])
+    config, captions = config_for(tmp_path), CaptionConfig(wording, styles, drop=0.0)
+
+    def run(out: str, positions: int, sampling: str = "all"):
+        sources = (SourceConfig(str(tmp_path / "tokens"), sampling),)
+        data = replace(config.data, sources=sources, validation=None, captions=captions, batch_size=2)
+        # Of bytes alone, so that a caption's tokens can be counted.
+        scratch = replace(config.start.scratch, text_vocab_size=256, max_position_embeddings=positions)
+        changed = replace(config, data=data, start=replace(config.start, scratch=scratch))
+        return pretrain(changed, tmp_path / out, "cpu", stop_at=1)
+
+    message = rf"tokens: sample \d: expected at most the model's {length - 1} positions, got {length} tokens"
+    with pytest.raises(InvalidRequestError, match=message):
+        run("refused", length - 1)
+    assert not (tmp_path / "refused" / "log.jsonl").exists()
+    run("fits", length)
+    if wording == "any":
+        run("chosen", length - 1, "first:7")
 
 
 def test_a_validation_that_fails_loses_no_step(tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from simplear_engine.config import ModelConfig
 from simplear_engine.errors import InvalidRequestError
+from simplear_engine.image.source import open_tokenizer
 
 from .config_file import COUNT, NOT_NEGATIVE, check_values
 from .live_engine import LiveEngine, draw_sheet
@@ -115,11 +117,13 @@ def token_set(folder: str, config: DataConfig, num_codes: int) -> TokenSet:
     return tokens
 
 
-def source_data(config: DataConfig, captioner: Captioner, offset: int, num_codes: int, seed: int) -> SequenceData:
+def source_data(config: DataConfig, captioner: Captioner, model: ModelConfig, seed: int) -> SequenceData:
     sources = []
     for entry in config.sources:
-        sources.append(Source.select(token_set(entry.folder, config, num_codes), entry.sampling, seed))
-    return SequenceData(sources, captioner, offset, config.batch_size, seed)
+        source = Source.select(token_set(entry.folder, config, model.num_codes), entry.sampling, seed)
+        source.check_lengths(captioner, model.max_position_embeddings)
+        sources.append(source)
+    return SequenceData(sources, captioner, model.visual_offset, config.batch_size, seed)
 
 
 class NextToken:
@@ -134,10 +138,16 @@ class NextToken:
         self.config, self.loss_config, self.sample = data, loss, sample
         self.offset, num_codes = folder.model.config.visual_offset, folder.model.config.num_codes
         captioner = Captioner(folder.text, folder.defaults, data.captions)
-        self.data = source_data(data, captioner, self.offset, num_codes, loop.seed)
+        self.data = source_data(data, captioner, folder.model.config, loop.seed)
         self.captioner = captioner
         self.held_back = token_set(data.validation, data, num_codes) if data.validation else None
-        # What validation would find out too late: before the first checkpoint.
+        # What validation, or an engine on the model, would find out too late: before the first checkpoint.
+        if folder.image_tokenizer is not None:
+            held = open_tokenizer(folder.image_tokenizer).config.num_codes
+            if held != num_codes:
+                raise InvalidRequestError(
+                    f"{folder.image_tokenizer}: {held} codes, but the model draws {num_codes}: another image tokenizer"
+                )
         if sample.prompts and folder.image_tokenizer is None:
             raise InvalidRequestError("sample.prompts: a model without an image tokenizer (vq/) draws no pictures")
         if data.batch_size < share.world_size or (loop.sharding == "fsdp2" and data.batch_size % share.world_size):

@@ -19,16 +19,21 @@ import torch
 from tokenizers import Tokenizer
 
 from simplear_engine.atomic_file import atomic_writer
-from simplear_engine.config import GenerationDefaults, ModelConfig
+from simplear_engine.checkpoint import resolve
+from simplear_engine.config import DEFAULTS_FILE, GenerationDefaults, ModelConfig
 from simplear_engine.errors import InvalidRequestError
 
 from .config_file import COUNT, NOT_NEGATIVE, POSITIVE, check_values
-from .loop import LoopConfig
+from .loop import CHECKPOINT, LoopConfig
 from .model_folder import ModelFolder, from_folder, from_qwen, from_scratch, image_tokenizer_folder
 from .next_token import DataConfig, LossConfig, NextToken, SampleConfig
 from .run import main_of, run_stage
 from .text_tokenizer import train_text_tokenizer
 from .token_shards import TokenSet
+
+
+def multiple_of(number: int, name: str):
+    return f"a multiple of {name} = {number}", lambda value: value > 0 and value % number == 0
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,8 @@ class ScratchConfig:
             self, "start.scratch", text_vocab_size=("at least the 256 bytes", lambda value: value >= 256),
             num_layers=COUNT, num_kv_heads=COUNT, intermediate_size=COUNT, rope_theta=POSITIVE,
             max_position_embeddings=COUNT,
-            num_heads=(f"a multiple of num_kv_heads = {self.num_kv_heads}", lambda value: value and not value % self.num_kv_heads),
-            hidden_size=(
-                f"a multiple of 2 x num_heads = {2 * self.num_heads}", lambda value: value and not value % (2 * self.num_heads)
-            ),
+            num_heads=multiple_of(self.num_kv_heads, "num_kv_heads"),
+            hidden_size=multiple_of(2 * self.num_heads, "2 x num_heads"),
         )  # fmt: skip
 
 
@@ -85,9 +88,10 @@ class PretrainConfig:
 
 
 def scratch_tokenizer(sizes: ScratchConfig, tokens: TokenSet, out: Path) -> Tokenizer:
-    """Trained once for a run: captions that come later must not change what a text id means."""
+    """Trained once for a run, which begins with its first checkpoint: captions that come later must not change what a
+    text id means."""
     path = out / "tokenizer.json"
-    if not path.exists():
+    if not (path.exists() and (out / CHECKPOINT).exists()):
         captions = (tokens.wordings(i)[0] for i in range(len(tokens)))
         out.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
@@ -98,13 +102,16 @@ def scratch_tokenizer(sizes: ScratchConfig, tokens: TokenSet, out: Path) -> Toke
 def start_from(config: StartConfig, tokens: TokenSet, out: Path) -> ModelFolder:
     if config.kind != "scratch" and config.folder is None:
         raise InvalidRequestError(f"start.folder: expected a folder where start.kind is {config.kind!r}, found nothing")
-    if config.kind == "model":
-        return from_folder(config.folder, config.image_tokenizer)
     height, width = tokens.shards[0].grid
     defaults = GenerationDefaults(
         prompt_prefix=config.prompt_prefix, negative_prompt=config.negative_prompt,
         guidance_scale=config.guidance_scale, top_k=config.top_k, height=16 * height, width=16 * width,
     )  # fmt: skip
+    if config.kind == "model":
+        folder = from_folder(config.folder, config.image_tokenizer)
+        if not (resolve(config.folder) / DEFAULTS_FILE).exists():
+            folder.defaults = defaults
+        return folder
     vq = image_tokenizer_folder(config.image_tokenizer)
     if config.kind == "qwen":
         folder = from_qwen(config.folder, tokens.num_codes, defaults)

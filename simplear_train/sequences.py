@@ -96,6 +96,13 @@ class Captioner:
     def wrap(self, words: str) -> tuple[int, ...]:
         return (self.begin, *(self.text.encode_text(words) if words else ()), self.end)
 
+    def longest(self, wordings: list[str]) -> int:
+        """Tokens of the longest prompt that they may become."""
+        if self.config.wording == "long":
+            wordings = wordings[1:2] or wordings
+        styles = SIMPLEAR_STYLES if self.config.styles == "simplear" else ("",)
+        return max(len(self.wrap(style + words)) for style in styles for words in wordings)
+
     def choose(self, wordings: list[str], rng: np.random.Generator) -> str:
         if self.config.wording == "any":
             return wordings[rng.integers(len(wordings))]
@@ -117,6 +124,19 @@ class Source:
     @classmethod
     def select(cls, tokens: TokenSet, strategy: str, seed: int) -> "Source":
         return cls(tokens, choose(strategy, len(tokens), seed))
+
+    def check_lengths(self, captioner: Captioner, positions: int) -> None:
+        """InvalidRequestError where a sample is longer than the model may ever draw; training alone would not notice.
+        Captions are read only of samples that may be so long."""
+        around = 2 + (max(map(len, SIMPLEAR_STYLES)) if captioner.config.styles == "simplear" else 0)
+        is_doubtful = self.tokens.num_tokens_at_most() + around > positions
+        for i in np.unique(self.chosen[is_doubtful[self.chosen]]):
+            length = captioner.longest(self.tokens.wordings(i)) + self.tokens.codes(i).size
+            if length > positions:
+                raise InvalidRequestError(
+                    f"{self.tokens.folder}: sample {i}: expected at most the model's {positions} positions, "
+                    f"got {length} tokens"
+                )
 
 
 class SequenceData:

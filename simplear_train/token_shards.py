@@ -156,6 +156,13 @@ class TokenSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def num_tokens_at_most(self) -> np.ndarray:
+        """int64 [n]: codes of each sample and bytes that its wordings take, of which a text token has at least one."""
+        return np.concatenate([
+            np.diff(tensors["caption_ends"], prepend=0) + shard.grid[0] * shard.grid[1]
+            for shard, tensors in zip(self.shards, self._tensors)
+        ])  # fmt: skip
+
     def _locate(self, i: int) -> tuple[dict[str, np.ndarray], int]:
         shard = int(np.searchsorted(self._ends, i, side="right"))
         return self._tensors[shard], int(i - (self._ends[shard] - self.shards[shard].samples))
