@@ -78,7 +78,8 @@ def _dump(kernel: CompiledKernel, what: str) -> str:
 
 def cases_of(op: Op, only_largest: bool) -> list[Case]:
     def is_for_gpus(case: Case) -> bool:
-        return not {"float32", "int8", "int4"} & {case.dtypes.get(name) for name in ("weight", "x", "qkv")}
+        is_taken = all(d in (*op.args[name].dtypes, *op.args[name].gpu_dtypes) for name, d in case.dtypes.items())
+        return is_taken and not {"float32", "int8", "int4"} & {case.dtypes.get(name) for name in ("weight", "x", "qkv")}
 
     found = [case for case in device_trial.cases_of(op.bench_cases) if is_for_gpus(case)]
     dtypes = lambda case: sorted(case.dtypes.items())  # noqa: E731
