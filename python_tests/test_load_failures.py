@@ -398,6 +398,7 @@ def test_model_that_cannot_be_a_name_is_told_from_a_bad_checkpoint(model):
         ({"SIMPLEAR_OPS": "=baseline"}, "SIMPLEAR_OPS==baseline: expected op=implementation"),
         ({"SIMPLEAR_OPS": "linear=baseline,nothing=baseline"}, "SIMPLEAR_OPS=nothing=baseline: .*linear"),
         ({"SIMPLEAR_OPS": "linear=triton"}, "SIMPLEAR_OPS=linear=triton: here linear runs with .*baseline"),
+        ({"SIMPLEAR_OPS": "conv2d=baseline"}, "SIMPLEAR_OPS=conv2d=baseline: .*op one of embed, gate_up_silu"),
     ],
     ids=str,
 )

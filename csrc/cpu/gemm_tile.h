@@ -17,7 +17,7 @@ namespace simplear::SIMPLEAR_ISA {
 constexpr int kMaxTileRows = 6, kMaxTileVecs = 4;  // 24 accumulators of 32 registers
 constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kMaxTileRows = 4, kMaxTileVecs = 2;  // 8 of 16, weights need temporaries
+constexpr int kMaxTileRows = 5, kMaxTileVecs = 2;  // 10 of 16, weights need temporaries
 constexpr int kRegisters = 16;
 #else
 constexpr int kMaxTileRows = 2, kMaxTileVecs = 4;  // 8 of 16
@@ -99,6 +99,17 @@ inline void keep_in_register(V& v) {
 #endif
 }
 
+// sum + a * b, in one rounding. Of an intrinsic GCC 12 puts the result into whatever register suits it, and moves all
+// sums of a tile about in each step of k.
+inline Vec add_product(Vec sum, Vec a, Vec b) {
+#if defined(__FMA__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+#else
+  return fma(a, b, sum);
+#endif
+}
+
 template <int MR, int NV>
 struct Tile {
   Vec acc[MR][NV];
@@ -127,43 +138,40 @@ struct Tile {
   // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
   template <class A = NothingAhead>
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
+    Tile sums = *this;
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
       ahead(i * kPanelRows * 4);
-      multiply(x, i, [&](int v) { return load(w + v * kLanes); });
+      sums.multiply(x, i, [&](int v) { return load(w + v * kLanes); });
     }
+    *this = sums;
   }
 
   // As above for bfloat16; k is even.
   template <class A = NothingAhead>
   inline void accumulate(const RowType<uint16_t>* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
+    Tile sums = *this;
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
       ahead(i * kPanelRows * 2);
-#if defined(__AVX512BF16__)
-      VecU pairs[NV];
-#pragma GCC unroll 32
-      for (int v = 0; v < NV; ++v) keep_in_register(pairs[v] = load_as<VecU>(w + v * kLanes * 2));
-#pragma GCC unroll 32
-      for (int r = 0; r < MR; ++r) {
-        const VecU xr = splat_at(x[r] + i);
-#pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v)
-          acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(xr), reinterpret_cast<__m512bh>(pairs[v]));
-      }
-#else
       const auto pairs = [&](int v) { return load_as<VecU>(w + v * kLanes * 2); };
-      multiply(x, i, [&](int v) { return reinterpret_cast<Vec>(pairs(v) << 16); });
-      multiply(x, i + 1, [&](int v) { return reinterpret_cast<Vec>(pairs(v) & 0xffff0000u); });
+#if defined(__AVX512BF16__)
+      sums.multiply_pairs(x, i, pairs);
+#else
+      sums.multiply(x, i, [&](int v) { return reinterpret_cast<Vec>(pairs(v) << 16); });
+      sums.multiply(x, i + 1, [&](int v) { return reinterpret_cast<Vec>(pairs(v) & 0xffff0000u); });
 #endif
     }
+    *this = sums;
   }
 
  private:
   // Whether a step of k keeps its numbers of x in registers, and not its weights, because those would not fit.
   static constexpr bool kKeepsRows = MR * NV + NV + 1 > kRegisters;
 
-  // One step of k: number i of every row times the weights of every vector.
+  // One step of k: number i of every row times the weights of every vector. It has to be a part of its loop, or sums
+  // go through memory.
   template <class Weights>
-  inline void multiply(const float* const (&x)[MR], int64_t i, const Weights& weights_of) {
+  inline __attribute__((always_inline)) void multiply(const float* const (&x)[MR], int64_t i,
+                                                      const Weights& weights_of) {
     if constexpr (kKeepsRows) {
       Vec rows[MR];
 #pragma GCC unroll 32
@@ -172,7 +180,7 @@ struct Tile {
       for (int v = 0; v < NV; ++v) {
         const Vec weights = weights_of(v);
 #pragma GCC unroll 32
-        for (int r = 0; r < MR; ++r) acc[r][v] = fma(rows[r], weights, acc[r][v]);
+        for (int r = 0; r < MR; ++r) acc[r][v] = add_product(acc[r][v], rows[r], weights);
       }
     } else {
       Vec weights[NV];
@@ -180,12 +188,31 @@ struct Tile {
       for (int v = 0; v < NV; ++v) keep_in_register(weights[v] = weights_of(v));
 #pragma GCC unroll 32
       for (int r = 0; r < MR; ++r) {
-        const Vec xr = splat(x[r][i]);
+        Vec xr;
+        keep_in_register(xr = splat(x[r][i]));
 #pragma GCC unroll 32
-        for (int v = 0; v < NV; ++v) acc[r][v] = fma(xr, weights[v], acc[r][v]);
+        for (int v = 0; v < NV; ++v) acc[r][v] = add_product(acc[r][v], xr, weights[v]);
       }
     }
   }
+
+#if defined(__AVX512BF16__)
+  // Two steps of k.
+  template <class Pairs>
+  inline __attribute__((always_inline)) void multiply_pairs(const uint16_t* const (&x)[MR], int64_t i,
+                                                            const Pairs& pairs_of) {
+    VecU pairs[NV];
+#pragma GCC unroll 32
+    for (int v = 0; v < NV; ++v) keep_in_register(pairs[v] = pairs_of(v));
+#pragma GCC unroll 32
+    for (int r = 0; r < MR; ++r) {
+      const VecU xr = splat_at(x[r] + i);
+#pragma GCC unroll 32
+      for (int v = 0; v < NV; ++v)
+        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(xr), reinterpret_cast<__m512bh>(pairs[v]));
+    }
+  }
+#endif
 };
 
 inline int64_t whole_vectors(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
