@@ -58,8 +58,10 @@ def test_rounding_error_is_what_the_format_allows(dtype, share):
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 @pytest.mark.parametrize("dtype", QUANTIZED)
-def test_sums_of_integers_are_exact(isa, dtype, pool):
-    """Scales are powers of two and sums stay below 2^24, so float32 holds every intermediate result exactly."""
+@pytest.mark.parametrize("is_extreme", [False, True])
+def test_sums_of_integers_are_exact(isa, dtype, is_extreme, pool):
+    """Scales are powers of two and sums stay below 2^24, so float32 holds every intermediate result exactly. Extreme: all
+    terms of a sum are as large as they can be and of one sign."""
     rng = np.random.default_rng(2)
     rows, m, k = 7, 83, 160
     weight = rng.integers(-7, 8, (m, k)).astype(np.float32)
@@ -70,6 +72,9 @@ def test_sums_of_integers_are_exact(isa, dtype, pool):
     else:
         weight.reshape(m, -1, GROUP)[..., 3] = -8
     x.reshape(rows, -1, GROUP)[..., 5] = 127
+    if is_extreme:
+        weight = np.where(weight == -8, weight, 127 if dtype == "int8" else 7).astype(np.float32)
+        x[:] = 127
     np.testing.assert_array_equal(quantize_weight(weight, dtype).values(), weight)
     np.testing.assert_array_equal(quantize_rows(x).values(), x)
     y = _C.Tensor.zeros([rows, m], "float32")
