@@ -62,8 +62,9 @@ void launch(Launcher& launcher, const char* name, void (*kernel)(Params...), con
   cudaLaunchConfig_t config{};
   config.stream = static_cast<cudaStream_t>(launcher.stream);
   config.attrs = &attribute;
-  // Only where code for sm_90a runs, whatever the device is: kernels for sm_80 do not know how to wait.
-  config.numAttrs = launcher.is_dependent && own.ptxVersion >= 90 ? 1 : 0;
+  // Only where the code for sm_90a runs: kernels for sm_80, which anything newer takes and a build for sm_80 alone has, do
+  // not know how to wait.
+  config.numAttrs = launcher.is_dependent && own.binaryVersion == 90 && own.ptxVersion >= 90 ? 1 : 0;
   if (launcher.delay_ns > 0) {
     config.gridDim = config.blockDim = dim3(1);
     check_launch(cudaLaunchKernelEx(&config, delay_next_kernel, uint64_t{launcher.delay_ns}), "delay_next_kernel");
