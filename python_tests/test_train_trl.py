@@ -40,12 +40,11 @@ def test_a_step_may_have_more_pictures_than_a_queue_that_serves_anybody(tiny_che
     folder = from_folder(str(tiny_checkpoint))
     trainer = SimpleNamespace(state=SimpleNamespace(global_step=0), accelerator=SimpleNamespace(process_index=0))
     with engine_on(model, folder, threads=1) as engine, ThreadPoolExecutor() as pool:
-        engine._core.pause()  # so that all of them wait
-        rolling = pool.submit(rollout_func(engine, folder, height=16, width=16), ["a cat"] * 300, trainer)
-        deadline = time.monotonic() + 30
-        while engine.stats()["num_waiting"] < 300 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        engine._core.resume(False)
+        with engine._core.pause(weights_change=False):  # so that all of them wait
+            rolling = pool.submit(rollout_func(engine, folder, height=16, width=16), ["a cat"] * 300, trainer)
+            deadline = time.monotonic() + 30
+            while engine.stats()["num_waiting"] < 300 and time.monotonic() < deadline:
+                time.sleep(0.01)
         assert len(rolling.result()["image"]) == 300
 
 
