@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -289,15 +290,14 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, path: Path, dtype: torch.dty
 
 
 def _holds(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), "pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}
-            is_same = file.metadata() == metadata and stored.keys() == tensors.keys()
-    except (OSError, SafetensorError):  # there is none, or half of one
+        stored, found = read_safetensors(path)
+    except CheckpointError:  # there is none, or half of one
         return False
-    return is_same and all(t.dtype == tensors[n].dtype and torch.equal(t, tensors[n]) for n, t in stored.items())
+    if found != metadata or stored.keys() != tensors.keys():
+        return False
+    arrays = {name: (stored[name].data, value.numpy()) for name, value in tensors.items()}
+    return all(old.dtype == new.dtype and np.array_equal(old, new) for old, new in arrays.values())
 
 
 def load_image_tokenizer(path: Path) -> ImageTokenizer:

@@ -16,19 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simplear_engine.errors import SimplearError, UnsupportedError
-
-
-def load_pyplot():
-    """To be called before anything that takes long."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UnsupportedError("plots need matplotlib: pip install 'simplear-engine[bench]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+from simplear_engine.bench.plots import load_pyplot
+from simplear_engine.errors import SimplearError
 
 
 def read_series(path: Path, key: str) -> tuple[list[int], list[float]]:

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from simplear_engine.bench.plots import load_pyplot
 from simplear_engine.errors import SimplearError
-from simplear_train.plot_training import load_pyplot
 from simplear_train.recipe import first_and_last, prepare
 
 WORLD = "small"

@@ -138,7 +138,7 @@ struct Tile {
   // x[r]: row r, k elements; w: first of the tile's columns in the panel, at the k to begin with.
   template <class A = NothingAhead>
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
-    Tile sums = *this;
+    Tile sums = *this;  // nobody has its address, so it can stay in registers
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
       ahead(i * kPanelRows * 4);
       sums.multiply(x, i, [&](int v) { return load(w + v * kLanes); });

@@ -1,4 +1,4 @@
-"""Pictures of what was measured. matplotlib is needed here and nowhere else in the package."""
+"""Pictures of what was measured. matplotlib is needed by who calls load_pyplot() and by nobody else."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def load_pyplot():
     try:
         import matplotlib
     except ImportError:
-        raise UnsupportedError("--plot needs matplotlib: pip install 'simplear-engine[bench]'") from None
+        raise UnsupportedError("plots need matplotlib: pip install 'simplear-engine[bench]'") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

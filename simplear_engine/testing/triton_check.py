@@ -82,7 +82,10 @@ def cases_of(op: Op, only_largest: bool) -> list[Case]:
         return is_taken and not {"float32", "int8", "int4"} & {case.dtypes.get(name) for name in ("weight", "x", "qkv")}
 
     found = [case for case in device_trial.cases_of(op.bench_cases) if is_for_gpus(case)]
-    dtypes = lambda case: sorted(case.dtypes.items())  # noqa: E731
+
+    def dtypes(case: Case) -> list:
+        return sorted(case.dtypes.items())
+
     by_dtypes = [list(cases) for _, cases in groupby(sorted(found, key=dtypes), key=dtypes)]
     return [case for cases in by_dtypes for case in (cases[-1:] if only_largest else cases[:1] + cases[1:][-1:])]
 
