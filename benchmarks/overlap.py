@@ -123,9 +123,11 @@ def step_report(engine, size: int, runs: int) -> dict:
 
 
 def throughput_report(engine, size: int, pairs: int, runs: int) -> dict:
+    negative = None if engine.defaults.guidance_scale == 1 else NEGATIVE
+
     def once():
         images = engine.generate_from_ids(
-            PROMPT, NEGATIVE, height=size, width=size, num_images=NUM_REQUESTS, temperature=1.0, seed=1
+            PROMPT, negative, height=size, width=size, num_images=NUM_REQUESTS, temperature=1.0, seed=1
         )
         return [image.pixels for image in images]
 

@@ -113,9 +113,11 @@ def test_value_that_nobody_can_print_is_named_by_its_type(tiny_engine):
     assert_nothing_is_left(tiny_engine)
 
 
-def test_missing_negative_ids_are_asked_for_only_where_guidance_needs_them(tiny_engine):
+def test_negative_ids_are_for_guidance_and_nothing_else(tiny_engine):
     with pytest.raises(InvalidRequestError, match="^negative_ids: .*guidance_scale is 3"):
         tiny_engine.generate_from_ids([1, 2], None, height=32, width=32, guidance_scale=3)
+    with pytest.raises(InvalidRequestError, match="^negative_ids: has no effect .* got 1$"):
+        tiny_engine.generate_from_ids([1, 2], [3], height=32, width=32, guidance_scale=1)
     assert len(tiny_engine.generate_from_ids([1, 2], None, height=32, width=32, guidance_scale=1)) == 1
 
 

@@ -30,8 +30,9 @@ def make_engine(dtype="float32", **options):
 def draw(engine, seed=0, side=8, window=None, **options):
     speculation = {"speculation": "jacobi", "draft_window": window} if window else {"speculation": None}
     options = {"guidance_scale": 2.0, "temperature": 0.3, **speculation, **options}
+    negative = None if options["guidance_scale"] == 1 else [2] * 18
     return engine.generate_from_ids(
-        [1 + seed % 50] * 20, [2] * 18, height=side * 16, width=(side + 1) * 16, seed=seed, **options
+        [1 + seed % 50] * 20, negative, height=side * 16, width=(side + 1) * 16, seed=seed, **options
     )[0]
 
 
@@ -99,12 +100,15 @@ def test_learnt_drafts_outlive_the_engine(tmp_path):
     assert again.num_steps < 0.6 * first.num_steps
 
 
-def test_drafts_are_learnt_for_a_folder_only_and_others_refused_before_anything_is_drawn(monkeypatch):
+def test_drafts_are_learnt_for_a_folder_only_and_others_refused_before_anything_is_drawn(monkeypatch, tmp_path):
     from simplear_train import learn_drafts
 
     monkeypatch.setattr("sys.argv", ["learn_drafts", "--model", "default"])
     monkeypatch.setattr(learn_drafts, "captions", None)
     with pytest.raises(SystemExit, match="^InvalidRequestError: --model: expected the folder of a checkpoint"):
+        learn_drafts.main()
+    monkeypatch.setattr("sys.argv", ["learn_drafts", "--model", str(tmp_path), "--prompts", str(tmp_path / "none.txt")])
+    with pytest.raises(SystemExit, match="^InvalidRequestError: .*none.txt: expected a file of prompts: No such file"):
         learn_drafts.main()
 
 

@@ -42,7 +42,8 @@ def convert_checkpoint(source, destination, *, dtype: str = "auto", image_tokeni
     about the source, InvalidRequestError about the destination or a value.
     """
     destination = Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    # A link to nothing is something, too: a folder cannot take its place.
+    if os.path.lexists(destination) and (not destination.is_dir() or any(destination.iterdir())):
         raise InvalidRequestError(f"cannot write {destination}: it exists and is not an empty folder")
     if not destination.absolute().parent.is_dir():
         raise InvalidRequestError(f"cannot write {destination}: the folder {destination.parent} does not exist")

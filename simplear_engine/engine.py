@@ -63,6 +63,13 @@ def _stream_handle(stream) -> int:
     return handle
 
 
+def _unguided(what: str, asked: float | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what}: has no effect without guidance; expected guidance_scale to be other than 1, got 1"
+        + (" by default" if asked is None else "")
+    )
+
+
 # Closed before the interpreter is: no thread may wait inside the engine when there is no interpreter to come back to.
 _open_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
@@ -285,10 +292,7 @@ class Engine:
         if not isinstance(negative_prompt, (str, type(None))):
             raise InvalidRequestError(f"negative_prompt: expected a str, got {shown(negative_prompt)}")
         if negative_prompt and sampling.guidance_scale == 1:
-            raise InvalidRequestError(
-                "negative_prompt: has no effect without guidance; expected guidance_scale to be other than 1, got 1"
-                + (" by default" if guidance_scale is None else "")
-            )
+            raise _unguided("negative_prompt", guidance_scale)
         negative_text = self.defaults.negative_prompt if negative_prompt is None else negative_prompt
         negative_ids = self._text.encode_negative(negative_text, self.defaults)
         wanted = [
@@ -305,7 +309,7 @@ class Engine:
         draft_window: int | None = None, draft_source: str | None = None,
     ) -> list[GeneratedImage]:  # fmt: skip
         """As `generate`, from the ids of a whole conditional prompt (begin and end tokens included) and of the
-        unconditional one; the latter may be None where guidance_scale is 1."""
+        unconditional one, which guidance_scale 1 does without: None then."""
         sampling = self._check(
             height=height, width=width, num_images=num_images, guidance_scale=guidance_scale, temperature=temperature,
             top_k=top_k, top_p=top_p, seed=seed, speculation=speculation, draft_window=draft_window,
@@ -316,6 +320,8 @@ class Engine:
             raise InvalidRequestError(
                 f"negative_ids: expected at least one token where guidance_scale is {sampling.guidance_scale:g}"
             )
+        if negative and sampling.guidance_scale == 1:
+            raise _unguided("negative_ids", guidance_scale)
         return self._draw([_Prompt(check_ids("prompt_ids", prompt_ids, self.model), negative)], sampling, on_progress)
 
     def score_from_ids(self, prompt_ids: Sequence[int], tokens) -> np.ndarray:

@@ -30,7 +30,7 @@ def open_backend(device: str, threads: int | None):
 
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "cuda", "simulated") or (
-        colon and (kind not in ("cuda", "simulated") or not index.isdecimal())
+        colon and (kind not in ("cuda", "simulated") or not index.isdecimal() or len(index) > 4)
     ):
         raise InvalidRequestError(f'device: expected "auto", "cpu", "cuda" or "cuda:1", got {shown(device)}')
     if kind == "cpu":

@@ -59,7 +59,9 @@ def main() -> None:
     try:
         check_folder(arguments.model)
         if arguments.prompts:
-            lines = [line for line in arguments.prompts.read_text().splitlines() if line.strip()]
+            from .rollout import read_prompts
+
+            lines = read_prompts(arguments.prompts)
             prompts = [lines[i % len(lines)] for i in range(arguments.pictures)]
         else:
             prompts = captions(arguments.pictures, arguments.seed)

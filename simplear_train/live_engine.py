@@ -17,7 +17,7 @@ from simplear_engine.generated_image import GeneratedImage
 from simplear_engine.image import CosmosTokenizer
 
 from .model_folder import ModelFolder
-from .parallel import is_sharded, whole
+from .parallel import is_sharded, threads_per_process, whole
 
 # A bound protects a server from its callers. The only caller of a trainer's engine asks for a step's pictures at once.
 ROOM_FOR_ANY_STEP = 1 << 20
@@ -30,6 +30,7 @@ class LiveEngine:
         self, folder: ModelFolder, dtype: str, threads: int | None = None, max_pairs: int | None = None
     ):  # fmt: skip
         self._folder = folder
+        threads = threads_per_process() if threads is None else threads
         own = {p.data_ptr() for p in folder.model.parameters() if not is_sharded(p)}
         first = self._weights()
         self._copies = {name: t.clone() for name, t in first.items() if t.data_ptr() not in own}

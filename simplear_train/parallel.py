@@ -50,6 +50,14 @@ def join_peers(device: str) -> Share:
     return Share(dist.get_rank(), world_size)
 
 
+def threads_per_process() -> int | None:
+    """For an engine: its part of the cores where the process has peers on this machine. None alone: all of them."""
+    from simplear_engine import _C
+
+    peers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return None if peers == 1 else max(1, _C.default_num_threads() // peers)
+
+
 @torch.no_grad()
 def average_gradients(module: nn.Module, share: Share) -> None:
     """One all-reduce over all gradients laid end to end; sharded gradients are averaged already."""

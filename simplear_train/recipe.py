@@ -4,6 +4,7 @@
     python -m simplear_train.recipe small --out runs/small        half an hour: stages to compare, on a third of the world
     python -m simplear_train.recipe default --out runs/default    the default model, some hours on two CPU cores
 
+Where there are several GPUs or cores, a stage takes a process for each (parallel.py), in the smoke recipe one process.
 A stage that was cut off goes on where it was when the recipe is started again. Needs the train extra, resvg-py and npm
 (the art is fetched once). Ends with the first and last figures of every stage that trains the picture tokenizer or the
 model, and with an error where one did not get better.
@@ -12,18 +13,22 @@ model, and with an error where one did not get better.
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from simplear_engine._C import default_num_threads
 from simplear_engine.checkpoint import DEFAULT_MODEL_FOLDER, IMAGE_TOKENIZER_FOLDER
 
 from .concepts import COLOURS
 from .worlds import WORLDS
 
-
 Command = tuple[str, list[str]]  # module, arguments; paths are relative to the output folder
+
+ONE_PROCESS = ("average", "emoji_scenes")  # the others share their work among the processes of torchrun
+MOST_PROCESSES = 8  # of a batch of 32 each has four samples then
 
 EMBEDDED = DEFAULT_MODEL_FOLDER / IMAGE_TOKENIZER_FOLDER / "tokenizer.safetensors"
 OWN = "tokenizer-run/tokenizer.safetensors"
@@ -95,15 +100,29 @@ def commands(name: str) -> list[Command]:
     ]  # fmt: skip
 
 
-def run_all(stages: list[Command], name: str, out: Path) -> None:
+def default_processes(name: str) -> int:
+    """One for each GPU; without one, for each core: a power of two, so that batches have equal parts."""
+    import torch
+
+    if name == "smoke":  # Stages of seconds: starting processes would take longer than they save.
+        return 1
+    count = torch.cuda.device_count() or default_num_threads()
+    return 1 << min(count, MOST_PROCESSES).bit_length() - 1
+
+
+def run_all(stages: list[Command], name: str, out: Path, processes: int = 1) -> None:
     # Modules are found from the output folder, too, where the package is not installed.
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, map(str, (Path.cwd(), os.environ.get("PYTHONPATH"))))),
     }
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    if processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, default_num_threads() // processes)))
     for module, arguments in stages:
-        print(f"\n$ python -m simplear_train.{module} {' '.join(arguments)}", flush=True)
-        command = [sys.executable, "-m", f"simplear_train.{module}", *arguments]
+        launcher = torchrun if processes > 1 and module not in ONE_PROCESS else []
+        command = [sys.executable, "-m", *launcher, f"simplear_train.{module}", *arguments]
+        print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
         ended = subprocess.run(command, cwd=out, env=environment)
         if ended.returncode:
             sys.exit(f"simplear_train.{module} failed; started again, the recipe goes on from here")
@@ -146,13 +165,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=("smoke", "small", "default"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="of each stage (default: a GPU each, or a core each)"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.recipe == "smoke":
         write_colour_prompts(args.out / "prompts.txt", "smoke")
     if args.recipe == "small":
         collect_image_tokenizer(args.recipe, args.out)
-    run_all(commands(args.recipe), args.recipe, args.out)
+    run_all(commands(args.recipe), args.recipe, args.out, args.processes or default_processes(args.recipe))
     print()
     failures = []
     names = ("tokenizer-run", "decoder-run", "pretrain", "sft", "sft-wide", "distil", "grpo")
