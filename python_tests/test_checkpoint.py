@@ -365,6 +365,9 @@ def test_conversion_never_overwrites(folder, tmp_path):
     (tmp_path / "out" / "precious").touch()
     with pytest.raises(InvalidRequestError, match="not an empty folder"):
         convert_checkpoint(folder, tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InvalidRequestError, match="not an empty folder"):
+        convert_checkpoint(folder, tmp_path / "link")
     with pytest.raises(InvalidRequestError, match="does not exist"):
         convert_checkpoint(folder, tmp_path / "no" / "out")
 
