@@ -49,25 +49,26 @@ inline void copy_row(const uint16_t* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = bf16_to_float(from[i]);
 }
 
-// What a pass over a part of a panel asks for meanwhile: the next kLines lines at every step of k, 256 bytes of it
-// each, until it has asked for its share. They go to the second-level cache, because a core has few requests of the
-// first level to spare.
+// What a pass over a part of a panel asks for meanwhile: the next kLines lines at every step of k, which are 256 bytes
+// of a panel whatever it holds, until it has asked for its share. They go to the second-level cache, because a core has
+// few requests of the first level to spare.
 template <int kLines>
 struct Ahead {
   const char* line;
-  int64_t end;  // of the steps that ask, in bytes of the pass
+  int64_t num_steps;  // that ask
 
-  inline void operator()(int64_t step_bytes) const {
-    if (step_bytes >= end) return;
+  inline void operator()(int64_t step) const {
+    if (step >= num_steps) return;
 #pragma GCC unroll 4
-    for (int i = 0; i < kLines; ++i) ask_for(line + step_bytes / 4 * kLines + i * 64);
+    for (int i = 0; i < kLines; ++i) ask_for(line + (step * kLines + i) * 64);
   }
-  // What is left to ask for behind the first `part` of `parts` equal ones: the share of a pass over some of the
-  // columns.
-  inline Ahead of(int64_t part, int64_t parts) const {
-    if (parts == 1) return *this;
-    const int64_t steps = end / parts / 256 * 256;
-    return {line + part * steps / 4 * kLines, steps};
+  // The share of pass number `part` of kParts over some of the columns each: fewer lines at a step, so that memory is
+  // asked at an even pace, or, of a single line, fewer steps.
+  template <int kParts>
+  inline auto of(int64_t part) const {
+    constexpr int kPartLines = kLines < kParts ? 1 : kLines / kParts;
+    const int64_t steps = num_steps * kLines / (kParts * kPartLines);
+    return Ahead<kPartLines>{line + part * steps * kPartLines * 64, steps};
   }
 
  private:
@@ -82,8 +83,12 @@ struct Ahead {
 };
 template <>
 struct Ahead<0> {
+  inline Ahead(const char* = nullptr, int64_t = 0) {}
   inline void operator()(int64_t) const {}
-  inline Ahead of(int64_t, int64_t) const { return {}; }
+  template <int kParts>
+  inline Ahead of(int64_t) const {
+    return {};
+  }
 };
 using NothingAhead = Ahead<0>;
 
@@ -140,7 +145,7 @@ struct Tile {
   inline void accumulate(const float* const (&x)[MR], const float* w, int64_t k, const A& ahead = {}) {
     Tile sums = *this;  // nobody has its address, so it can stay in registers
     for (int64_t i = 0; i < k; ++i, w += kPanelRows) {
-      ahead(i * kPanelRows * 4);
+      ahead(i);
       sums.multiply(x, i, [&](int v) { return load(w + v * kLanes); });
     }
     *this = sums;
@@ -151,7 +156,7 @@ struct Tile {
   inline void accumulate(const RowType<uint16_t>* const (&x)[MR], const uint16_t* w, int64_t k, const A& ahead = {}) {
     Tile sums = *this;
     for (int64_t i = 0; i < k; i += 2, w += 2 * kPanelRows) {
-      ahead(i * kPanelRows * 2);
+      ahead(i / 2);
       const auto pairs = [&](int v) { return load_as<VecU>(w + v * kLanes * 2); };
 #if defined(__AVX512BF16__)
       sums.multiply_pairs(x, i, pairs);

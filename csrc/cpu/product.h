@@ -11,6 +11,8 @@
 // else about an op with weights differs.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/gemm_tile.h"
 #include "cpu/operand.h"
 #include "cpu/quantized_tile.h"
@@ -20,6 +22,8 @@ namespace simplear::SIMPLEAR_ISA {
 constexpr int kBlockRows = 24;                   // whose sums of a panel wait in the first-level cache
 constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
 constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for tiles that are narrower than a panel
+
+inline int64_t num_steps(int64_t bytes) { return (bytes + 255) / 256; }  // of k that read them
 
 // Columns past the end of the matrix are undefined.
 using BlockSums = float[kBlockRows][kPanelRows];
@@ -34,6 +38,7 @@ struct FloatTiles {
     return kLanes == 16 ? kMaxTileVecs : rows == 1 ? 8 : rows == 2 ? 4 : kMaxTileVecs;
   }
   static constexpr int64_t kTurnLength = 256 / sizeof(T), kStreamLength = 64 / sizeof(T);
+  static constexpr bool kAsksInStream = false;
 
   template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
@@ -50,7 +55,7 @@ struct FloatTiles {
     if (begin == 0) tile.clear();
     else tile.load_sums(sums + column, kPanelRows);
     tile.accumulate(rows, static_cast<const T*>(panel) + begin * kPanelRows + column * kStep, end - begin,
-                    ahead.of(column / (NV * kLanes), kPanelRows / (NV * kLanes)));
+                    ahead.template of<kPanelRows / (NV * kLanes)>(column / (NV * kLanes)));
     tile.store_sums(sums + column, kPanelRows);
     if (column + NV * kLanes < columns)
       run<MR, NV>(x, row, panel, columns, sums, begin, end, ahead, column + NV * kLanes);
@@ -61,7 +66,10 @@ template <DType kWeights>
 struct QuantizedTiles {
   static constexpr int kMaxRows = quant_tile_rows(kWeights);
   static constexpr int vectors(int rows) { return quant_tile_vectors(kWeights, rows); }
-  static constexpr int64_t kTurnLength = 256, kStreamLength = 64;
+  static constexpr int64_t kTurnLength = 256, kStreamLength = kWeights == DType::kInt4 ? 128 : 64;
+  // Whether a tile as wide as a panel asks for what comes next, too: nibbles take so long to unpack that hardware falls
+  // behind. (With AVX-512 not measured.)
+  static constexpr bool kAsksInStream = kWeights == DType::kInt4 && kLanes < 16;
 
   template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
@@ -72,7 +80,7 @@ struct QuantizedTiles {
     }
     QuantizedTile<MR, NV, kWeights>::run(x, row, static_cast<const uint8_t*>(panel), column, sums + column,
                                          begin / kQuantGroup, end / kQuantGroup,
-                                         ahead.of(column / (NV * kLanes), kPanelRows / (NV * kLanes)));
+                                         ahead.template of<kPanelRows / (NV * kLanes)>(column / (NV * kLanes)));
     if (column + NV * kLanes < columns)
       run<MR, NV>(x, row, panel, columns, sums, begin, end, ahead, column + NV * kLanes);
   }
@@ -92,14 +100,18 @@ template <class Tiles>
 inline void product_block(const Operand& x, int64_t first, int64_t num_rows, const char* panel, int64_t panel_bytes,
                           int64_t columns, BlockSums& sums) {
   const int64_t turns = (num_rows + Tiles::kMaxRows - 1) / Tiles::kMaxRows;
-  if (turns == 1 && Tiles::vectors(static_cast<int>(num_rows)) * kLanes >= kPanelRows)
-    return take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], 0, x.k, NothingAhead{});
+  if (turns == 1 && Tiles::vectors(static_cast<int>(num_rows)) * kLanes >= kPanelRows) {
+    using Asking = std::conditional_t<Tiles::kAsksInStream, Ahead<4>, NothingAhead>;
+    return take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], 0, x.k,
+                            Asking{panel + kStreamAheadBytes, num_steps(panel_bytes)});
+  }
   // Tiles that are narrower than a panel read every other line of it. They go a short way at a time, so that memory
   // sees one stream after all, and ask for what lies a little further on.
   if (turns == 1) {
     for (int64_t begin = 0; begin < x.k; begin += Tiles::kStreamLength) {
       const int64_t end = begin + Tiles::kStreamLength < x.k ? begin + Tiles::kStreamLength : x.k;
-      const Ahead<4> ahead{panel + panel_bytes * begin / x.k + kStreamAheadBytes, panel_bytes * (end - begin) / x.k};
+      const Ahead<4> ahead{panel + panel_bytes * begin / x.k + kStreamAheadBytes,
+                           num_steps(panel_bytes * (end - begin) / x.k)};
       take_turn<Tiles>(num_rows, x, first, panel, columns, sums[0], begin, end, ahead);
     }
     return;
@@ -115,8 +127,11 @@ inline void product_block(const Operand& x, int64_t first, int64_t num_rows, con
     for (int64_t turn = 0, row = 0; turn < turns; ++turn, next += share) {
       const int64_t rows = turn < num_full ? most : most - 1;
       if (turns < 4)
-        take_turn<Tiles>(rows, x, first + row, panel, columns, sums[row], begin, end, Ahead<2>{next, 2 * share});
-      else take_turn<Tiles>(rows, x, first + row, panel, columns, sums[row], begin, end, Ahead<1>{next, 4 * share});
+        take_turn<Tiles>(rows, x, first + row, panel, columns, sums[row], begin, end,
+                         Ahead<2>{next, num_steps(2 * share)});
+      else
+        take_turn<Tiles>(rows, x, first + row, panel, columns, sums[row], begin, end,
+                         Ahead<1>{next, num_steps(4 * share)});
       row += rows;
     }
   }

@@ -24,6 +24,8 @@ constexpr int quant_tile_rows(DType) { return 1; }
 constexpr int quant_tile_vectors(DType, int) { return 4; }
 #endif
 
+constexpr int kInt8GroupSteps = kQuantGroup / 4, kInt4GroupSteps = kQuantGroup / 8;
+
 typedef int16_t VecS __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t VecUS __attribute__((vector_size(kLanes * 4)));
 
@@ -89,12 +91,13 @@ struct QuantizedTile {
       Vec weight_scales[NV];
       if constexpr (kWeights == DType::kInt8) {
         add_int8(dots, q, panel + (g * kQuantGroup * kPanelRows + column * 4), g, ahead,
-                 (g - first_group) * kQuantGroup * kPanelRows);
+                 (g - first_group) * kInt8GroupSteps);
       } else {
         const uint8_t* block = panel + g / 2 * kInt4BlockBytes;
-        add_int4(dots, q, block + g % 2 * kInt4GroupBytes + column * 4, g, ahead,
-                 (g / 2 - first_group / 2) * kInt4BlockBytes + g % 2 * kInt4GroupBytes);
-        if (g % 2) ahead((g / 2 - first_group / 2) * kInt4BlockBytes + 2 * kInt4GroupBytes);
+        // A block has two groups of steps and its scales.
+        const int64_t first_step = (g / 2 - first_group / 2) * (2 * kInt4GroupSteps + 1) + g % 2 * kInt4GroupSteps;
+        add_int4(dots, q, block + g % 2 * kInt4GroupBytes + column * 4, g, ahead, first_step);
+        if (g % 2) ahead(first_step + kInt4GroupSteps);
         const uint16_t* stored = reinterpret_cast<const uint16_t*>(block + 2 * kInt4GroupBytes);
 #pragma GCC unroll 32
         for (int v = 0; v < NV; ++v) weight_scales[v] = load(stored + g % 2 * kPanelRows + column + v * kLanes);
@@ -124,17 +127,17 @@ struct QuantizedTile {
   // Products of a step of four k, in whatever the instruction set offers. w: this group's first line of the tile.
   template <class A>
   static inline void add_int8(VecI (&dots)[MR][NV], const Integers* const (&q)[MR], const uint8_t* w, int64_t g,
-                              const A& ahead, int64_t bytes) {
+                              const A& ahead, int64_t first_step) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kQuantGroup / 4; ++j, w += kPanelRows * 4) {
-      ahead(bytes + j * kPanelRows * 4);
+    for (int j = 0; j < kInt8GroupSteps; ++j, w += kPanelRows * 4) {
+      ahead(first_step + j);
       add_step(dots, q, g * kQuantGroup + 4 * j, [&](int v) { return load_as<VecU>(w + v * kLanes * 4); });
     }
   }
 
   template <class A>
   static inline void add_int4(VecI (&dots)[MR][NV], const Integers* const (&q)[MR], const uint8_t* w, int64_t g,
-                              const A& ahead, int64_t bytes) {
+                              const A& ahead, int64_t first_step) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
     // The 16 sums of two products that a lane's half collects from a group are at most 15 * 127 * 16 = 30,480.
     VecS halves[MR][NV];
@@ -144,8 +147,8 @@ struct QuantizedTile {
       for (int v = 0; v < NV; ++v) halves[r][v] = VecS{};
 #endif
 #pragma GCC unroll 8
-    for (int j = 0; j < kQuantGroup / 8; ++j, w += kPanelRows * 4) {
-      ahead(bytes + j * kPanelRows * 4);
+    for (int j = 0; j < kInt4GroupSteps; ++j, w += kPanelRows * 4) {
+      ahead(first_step + j);
       // One half after the other, so that sums and weights fit into the registers.
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
