@@ -235,3 +235,21 @@ def test_picture_drawn_beside_pixels_is_the_picture_drawn_alone(tiny_checkpoint)
         assert beside.wait(120.0)
     np.testing.assert_array_equal(beside.codes, alone.codes)
     np.testing.assert_array_equal(pixels[0], pixels[2])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("grain", [1, 7, 1000])
+def test_shared_items_are_done_once_each_in_whatever_order_threads_ask(threads, grain):
+    pool = _C.ThreadPool(threads)
+    for items in [0, 1, 2, threads, 10, 97, 4096]:
+        for _ in range(20):
+            done_by = pool.share_out(items=items, grain=grain)
+            assert len(done_by) == items and all(0 <= thread < threads for thread in done_by)
+
+
+@pytest.mark.parametrize("slow", [0, 1, 3])
+def test_a_slow_thread_is_relieved_of_most_of_its_part(slow):
+    done_by = np.array(_C.ThreadPool(4).share_out(items=800, grain=1, slow=slow, seconds=0.005))
+    own = np.arange(slow * 200, slow * 200 + 200)
+    assert (done_by == slow).sum() <= 110  # half its part is what it takes at first, which lasts half a second
+    assert done_by[own[0]] == slow and done_by[own[-1]] != slow  # it goes on from the front, others from the end

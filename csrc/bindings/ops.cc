@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
@@ -147,6 +149,38 @@ std::vector<double> empty_calls(ThreadPool& pool, int count) {
   return seconds;
 }
 
+// For tests: which thread did each item of an op whose items are shared, where thread `slow` sleeps for `seconds` an
+// item.
+std::vector<int> share_out(ThreadPool& pool, int64_t items, int64_t grain, int slow, double seconds) {
+  struct Context {
+    WorkParts& parts;
+    std::vector<std::atomic<int>> times_done;
+    std::vector<int> done_by;
+    int64_t grain;
+    int slow;
+    double seconds;
+  } context{pool.parts(), std::vector<std::atomic<int>>(items), std::vector<int>(items, -1), grain, slow, seconds};
+  std::lock_guard turn(pool.turns());
+  pool.parts().deal(items);
+  pool.run(
+      [](void* opaque, int thread, int) {
+        Context& c = *static_cast<Context*>(opaque);
+        for (auto r = c.parts.take(thread, c.grain); r.size() > 0; r = c.parts.take(thread, c.grain)) {
+          for (int64_t item = r.begin; item < r.end; ++item) {
+            ++c.times_done[item];
+            c.done_by[item] = thread;
+          }
+          if (thread == c.slow)
+            std::this_thread::sleep_for(std::chrono::duration<double>(c.seconds * static_cast<double>(r.size())));
+        }
+      },
+      &context);
+  for (int64_t item = 0; item < items; ++item)
+    check(context.times_done[item] == 1, ErrorKind::kInternal, "item ", item, ": done ",
+          context.times_done[item].load(), " times");
+  return context.done_by;
+}
+
 }  // namespace
 
 void bind_ops(py::module_& m) {
@@ -161,7 +195,9 @@ void bind_ops(py::module_& m) {
            py::arg("num_threads"))
       .def_property_readonly("size", &ThreadPool::size)
       .def("empty_calls", gil_free(&empty_calls), py::arg("count"),
-           "Calls all threads `count` times to do nothing; the seconds of each call.");
+           "Calls all threads `count` times to do nothing; the seconds of each call.")
+      .def("share_out", gil_free(&share_out), py::kw_only(), py::arg("items"), py::arg("grain"), py::arg("slow") = -1,
+           py::arg("seconds") = 0.0, "Which thread did each of so many items, `slow` sleeping after each; for tests.");
 
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A recorded forward pass.")
       .def(py::init())

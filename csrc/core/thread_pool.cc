@@ -22,7 +22,8 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), workers_(num_threads - 1), scratch_(num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), workers_(num_threads - 1), scratch_(num_threads), parts_(num_threads) {
   try {
     for (int t = 1; t < num_threads_; ++t) workers_[t - 1].thread = std::thread([this, t] { work(t); });
   } catch (const std::system_error& error) {

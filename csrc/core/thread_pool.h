@@ -1,7 +1,8 @@
-// A fixed team of threads with a static partition of work and a cheap barrier.
+// A fixed team of threads with a cheap barrier.
 //
-// Work is split by index alone, never by who is free, so a result cannot depend on timing. Workers spin briefly for the
-// next call (the gap between two ops of a step is microseconds), then park.
+// Work is split by index, into one part for each thread; of ops whose items take long, a thread that is done helps
+// another (work_parts.h). Workers spin briefly for the next call (the gap between two ops of a step is microseconds),
+// then park.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "core/turn_lock.h"
+#include "core/work_parts.h"
 
 namespace simplear {
 
@@ -34,6 +36,9 @@ class ThreadPool {
   // Calls function(context, t, size()) once for each t; the caller is thread 0. When all of them have ended, throws
   // what the first that failed threw.
   void run(Function function, void* context);
+
+  // For an op whose items threads share; one op at a time has it, as it has the threads.
+  WorkParts& parts() { return parts_; }
 
   // Private memory of one thread, kept between calls; page-aligned.
   void* scratch(int thread, size_t bytes);
@@ -62,6 +67,7 @@ class ThreadPool {
   std::exception_ptr error_;
   std::vector<Worker> workers_;
   std::vector<Scratch> scratch_;
+  WorkParts parts_;
 };
 
 }  // namespace simplear

@@ -171,7 +171,7 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
   const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTileColumns * sizeof(float);
   const size_t wide_bytes = sizeof(RowType<T>) > sizeof(T) ? kMaxTileRows * channels * sizeof(float) : 0;
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
-  parallel_for(pool, p.corners * groups * tiles, [&](int64_t begin, int64_t end, int thread) {
+  shared_for(pool, p.corners * groups * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
     char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes + wide_bytes));
     std::memset(scratch, 0, zeros_bytes);
     float* sums = reinterpret_cast<float*>(scratch + zeros_bytes);

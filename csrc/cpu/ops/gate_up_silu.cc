@@ -27,7 +27,7 @@ void gate_up_silu(const GateUpSiluParams& p, ThreadPool& pool) {
   const int64_t outputs = p.intermediate_size, panels = (outputs + kTurnRows - 1) / kTurnRows;
   const RowSource source{p.x, nullptr, p.norm_weight, p.eps, p.num_rows, p.hidden_size};
   const Operand x = prepare(source, p.weight.dtype, pool.scratch(0, operand_bytes(source, p.weight.dtype)), pool);
-  parallel_for(pool, panels, panel_grain(p.num_rows, p.hidden_size), [&](int64_t begin, int64_t end, int) {
+  shared_for(pool, panels, panel_grain(p.num_rows, p.hidden_size), [&](int64_t begin, int64_t end, int) {
     product(x, p.num_rows, p.weight, panels * kPanelRows, begin, end,
             [&](int64_t row, int64_t panel, const float* sums) {
               const int64_t first = panel * kTurnRows, at = row * outputs + first;

@@ -91,7 +91,7 @@ void head_sample(const HeadSampleParams& p, ThreadPool& pool) {
   const Operand x = prepare(source, p.weight.dtype, memory + shared_bytes, pool);
 
   const int64_t grain = (panel_grain(p.num_rows, p.hidden_size) + kChunkPanels - 1) / kChunkPanels;
-  parallel_for(pool, num_chunks, grain, [&](int64_t begin, int64_t end, int thread) {
+  shared_for(pool, num_chunks, grain, [&](int64_t begin, int64_t end, int thread) {
     char* own =
         thread == 0 ? memory + shared_bytes + rows_bytes : static_cast<char*>(pool.scratch(thread, logits_bytes));
     float* logits = reinterpret_cast<float*>(own);  // [R, kChunk]

@@ -28,7 +28,7 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   const int64_t out = p.out_features;
   const RowSource source{p.x, nullptr, p.norm_weight, p.eps, p.num_rows, p.in_features};
   const Operand x = prepare(source, p.weight.dtype, pool.scratch(0, operand_bytes(source, p.weight.dtype)), pool);
-  parallel_for(pool, num_panels(out), panel_grain(p.num_rows, p.in_features), [&](int64_t begin, int64_t end, int) {
+  shared_for(pool, num_panels(out), panel_grain(p.num_rows, p.in_features), [&](int64_t begin, int64_t end, int) {
     product(x, p.num_rows, p.weight, out, begin, end, [&](int64_t row, int64_t panel, const float* sums) {
       const int64_t column = panel * kPanelRows, at = row * out + column;
       const int64_t count = out - column < kPanelRows ? out - column : kPanelRows;

@@ -146,7 +146,7 @@ void spatial_attention_as(const SpatialAttentionParams& p, ThreadPool& pool) {
     parallel_for(pool, value_steps, [&](int64_t begin, int64_t end, int) {
       for (int64_t step = begin; step < end; ++step) pack_values(s, qkv, step, values);
     });
-    parallel_for(pool, (s.n + kBlockQueries - 1) / kBlockQueries, [&](int64_t begin, int64_t end, int thread) {
+    shared_for(pool, (s.n + kBlockQueries - 1) / kBlockQueries, 1, [&](int64_t begin, int64_t end, int thread) {
       char* own = shared + s.shared_bytes() + thread * s.own_bytes();
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlockQueries, left = s.n - first;
