@@ -165,13 +165,14 @@ std::vector<int> share_out(ThreadPool& pool, int64_t items, int64_t grain, int s
   pool.run(
       [](void* opaque, int thread, int) {
         Context& c = *static_cast<Context*>(opaque);
-        for (auto r = c.parts.take(thread, c.grain); r.size() > 0; r = c.parts.take(thread, c.grain)) {
+        for (auto r = c.parts.take(thread, c.grain); r.begin < r.end; r = c.parts.take(thread, c.grain)) {
           for (int64_t item = r.begin; item < r.end; ++item) {
             ++c.times_done[item];
             c.done_by[item] = thread;
           }
           if (thread == c.slow)
-            std::this_thread::sleep_for(std::chrono::duration<double>(c.seconds * static_cast<double>(r.size())));
+            std::this_thread::sleep_for(
+                std::chrono::duration<double>(c.seconds * static_cast<double>(r.end - r.begin)));
         }
       },
       &context);

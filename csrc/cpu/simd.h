@@ -254,7 +254,7 @@ inline void shared_for(ThreadPool& pool, int64_t items, int64_t grain, const Bod
   pool.run(
       [](void* opaque, int thread, int) {
         const Context& c = *static_cast<const Context*>(opaque);
-        for (auto r = c.parts->take(thread, c.grain); r.size() > 0; r = c.parts->take(thread, c.grain))
+        for (auto r = c.parts->take(thread, c.grain); r.begin < r.end; r = c.parts->take(thread, c.grain))
           (*c.body)(r.begin, r.end, thread);
       },
       &context);
