@@ -1,12 +1,12 @@
 // The bare cost of streaming the weights of a decode step, with the arithmetic that two sequences need and nothing else.
 //
 // A step multiplies every matrix with two activation rows, y[r][n] = sum_k w[n][k] * x[r][k], reading each weight once:
-//   bf16   vdpbf16ps
-//   int8   vpdpbusd on activations quantised to unsigned bytes, one float scale an output
-//   int4   vpdpbusd on unpacked nibbles of groups of 32 with a float16 scale each, zero point 8
+//   bf16   vdpbf16ps; with AVX2 vfmadd on widened numbers
+//   int8   vpdpbusd on activations quantised to unsigned bytes, one float scale an output; with AVX2 vpmaddwd
+//   int4   vpdpbusd on unpacked nibbles of groups of 32 with a float16 scale each, zero point 8; with AVX2 vpmaddubsw
 // Weights lie packed in tiles of 16 outputs on 2 MiB pages, threads split the tiles of a matrix, and all of them meet
 // after each matrix, as the next one would need its result. No attention, norms, quantising of activations or sampling.
-// Needs AVX-512 with BF16 and VNNI. Built and driven by floor.py:
+// Needs AVX-512 with BF16 and VNNI, or AVX2. Built and driven by floor.py:
 //   cc -O3 -march=native -fopenmp -shared -fPIC floor.c -o libfloor.so
 
 #include <immintrin.h>
@@ -44,15 +44,22 @@ static size_t tile_bytes(int format, int columns) {
   return (size_t)kTile * columns / 2 + (size_t)columns / kGroup * kTile * 2;
 }
 
-static inline __m512i four_bytes(const void* x) {
+static inline int32_t four_bytes(const void* x) {
   int32_t value;
   memcpy(&value, x, 4);
-  return _mm512_set1_epi32(value);
+  return value;
 }
 
 static inline void prefetch(const char* w) { _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T0); }
 
-// Tile: [columns / 2][16 outputs][2 columns] bf16.
+// Tiles, multiplied below for either instruction set:
+//   bf16   [columns / 2][16 outputs][2 columns]
+//   int8   16 float scales, then [columns / 4][16 outputs][4 columns] signed bytes
+//   int4   for each two groups, 2 x 256 bytes of nibbles and then 2 x 16 float16 scales. Byte [j][output][i] of a group
+//          has column 8 j + i in its low half and column 8 j + 4 + i in its high half
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+static inline __m512i spread(const void* x) { return _mm512_set1_epi32(four_bytes(x)); }
+
 static void multiply_bf16(const char* w, int columns, int tile) {
   __m512 sum[2][2] = {{_mm512_setzero_ps(), _mm512_setzero_ps()}, {_mm512_setzero_ps(), _mm512_setzero_ps()}};
   for (int k = 0; k < columns; k += 4, w += 128) {
@@ -61,13 +68,12 @@ static void multiply_bf16(const char* w, int columns, int tile) {
       const __m512bh weights = (__m512bh)_mm512_load_si512(w + 64 * half);
       for (int row = 0; row < 2; row++)
         sum[row][half] =
-            _mm512_dpbf16_ps(sum[row][half], weights, (__m512bh)four_bytes(&x_bf16[row][k + 2 * half]));
+            _mm512_dpbf16_ps(sum[row][half], weights, (__m512bh)spread(&x_bf16[row][k + 2 * half]));
     }
   }
   for (int row = 0; row < 2; row++) _mm512_storeu_ps(&y[row][kTile * tile], _mm512_add_ps(sum[row][0], sum[row][1]));
 }
 
-// Tile: 16 float scales, then [columns / 4][16 outputs][4 columns] signed bytes.
 static void multiply_int8(const char* w, int columns, int tile) {
   const __m512 scale = _mm512_load_ps(w);
   __m512i sum[2][2] = {{_mm512_setzero_si512(), _mm512_setzero_si512()},
@@ -78,7 +84,7 @@ static void multiply_int8(const char* w, int columns, int tile) {
       prefetch(w + 64 * half);
       const __m512i weights = _mm512_load_si512(w + 64 * half);
       for (int row = 0; row < 2; row++)
-        sum[row][half] = _mm512_dpbusd_epi32(sum[row][half], four_bytes(&x_u8[row][k + 4 * half]), weights);
+        sum[row][half] = _mm512_dpbusd_epi32(sum[row][half], spread(&x_u8[row][k + 4 * half]), weights);
     }
   }
   for (int row = 0; row < 2; row++) {
@@ -87,8 +93,6 @@ static void multiply_int8(const char* w, int columns, int tile) {
   }
 }
 
-// Tile: for each two groups, 2 x 256 bytes of nibbles and then 2 x 16 float16 scales. Byte [j][output][i] of a group has
-// column 8 j + i in its low half and column 8 j + 4 + i in its high half.
 static void multiply_int4(const char* w, int columns, int tile) {
   const __m512i low = _mm512_set1_epi8(15);
   __m512 result[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -105,8 +109,8 @@ static void multiply_int4(const char* w, int columns, int tile) {
         const __m512i even = _mm512_and_si512(packed, low);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low);
         for (int row = 0; row < 2; row++) {
-          sum[row] = _mm512_dpbusd_epi32(sum[row], even, four_bytes(&x_s8[row][first + 8 * j]));
-          sum[row] = _mm512_dpbusd_epi32(sum[row], odd, four_bytes(&x_s8[row][first + 8 * j + 4]));
+          sum[row] = _mm512_dpbusd_epi32(sum[row], even, spread(&x_s8[row][first + 8 * j]));
+          sum[row] = _mm512_dpbusd_epi32(sum[row], odd, spread(&x_s8[row][first + 8 * j + 4]));
         }
       }
       const __m512 scale = _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)(w + 512 + 32 * group)));
@@ -116,6 +120,108 @@ static void multiply_int4(const char* w, int columns, int tile) {
   }
   for (int row = 0; row < 2; row++) _mm512_storeu_ps(&y[row][kTile * tile], result[row]);
 }
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+static float x_f32[2][kMaxColumns];     // x_bf16
+static int16_t x_wide[2][kMaxColumns];  // x_u8, each four in the order 0, 2, 1, 3
+
+static void prepare_avx2(void) {
+  for (int row = 0; row < 2; row++) {
+    for (int k = 0; k < kMaxColumns; k++) {
+      const uint32_t bits = (uint32_t)x_bf16[row][k] << 16;
+      memcpy(&x_f32[row][k], &bits, 4);
+      x_wide[row][k] = x_u8[row][k / 4 * 4 + (k % 4 == 1 ? 2 : k % 4 == 2 ? 1 : k % 4)];
+    }
+  }
+}
+
+static inline __m256i spread(const void* x) { return _mm256_set1_epi32(four_bytes(x)); }
+
+static void multiply_bf16(const char* w, int columns, int tile) {
+  const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+  __m256 sum[2][2][2];  // of columns that are even or odd
+  memset(sum, 0, sizeof(sum));
+  for (int k = 0; k < columns; k += 2, w += 64) {
+    prefetch(w);
+    for (int half = 0; half < 2; half++) {
+      const __m256i weights = _mm256_load_si256((const __m256i*)(w + 32 * half));
+      const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(weights, 16));
+      const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(weights, high));
+      for (int row = 0; row < 2; row++) {
+        sum[row][half][0] = _mm256_fmadd_ps(even, _mm256_set1_ps(x_f32[row][k]), sum[row][half][0]);
+        sum[row][half][1] = _mm256_fmadd_ps(odd, _mm256_set1_ps(x_f32[row][k + 1]), sum[row][half][1]);
+      }
+    }
+  }
+  for (int row = 0; row < 2; row++)
+    for (int half = 0; half < 2; half++)
+      _mm256_storeu_ps(&y[row][kTile * tile + 8 * half], _mm256_add_ps(sum[row][half][0], sum[row][half][1]));
+}
+
+static void multiply_int8(const char* w, int columns, int tile) {
+  const float* scales = (const float*)w;
+  __m256i sum[2][2][2];
+  memset(sum, 0, sizeof(sum));
+  w += kTile * sizeof(float);
+  for (int k = 0; k < columns; k += 4, w += 64) {
+    prefetch(w);
+    for (int half = 0; half < 2; half++) {
+      const __m256i weights = _mm256_load_si256((const __m256i*)(w + 32 * half));
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
+      for (int row = 0; row < 2; row++) {
+        sum[row][half][0] = _mm256_add_epi32(sum[row][half][0], _mm256_madd_epi16(even, spread(&x_wide[row][k])));
+        sum[row][half][1] = _mm256_add_epi32(sum[row][half][1], _mm256_madd_epi16(odd, spread(&x_wide[row][k + 2])));
+      }
+    }
+  }
+  for (int row = 0; row < 2; row++) {
+    for (int half = 0; half < 2; half++) {
+      const __m256 total = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[row][half][0], sum[row][half][1]));
+      _mm256_storeu_ps(&y[row][kTile * tile + 8 * half], _mm256_mul_ps(_mm256_loadu_ps(scales + 8 * half), total));
+    }
+  }
+}
+
+static void multiply_int4(const char* w, int columns, int tile) {
+  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  __m256 result[2][2];
+  memset(result, 0, sizeof(result));
+  for (int k = 0; k < columns; k += 2 * kGroup, w += 576) {
+    prefetch(w + 512);
+    for (int group = 0; group < 2; group++) {
+      const int first = k + kGroup * group;
+      __m256i sum[2][2];  // in 16 bits: at most 16 products of 15 x 127
+      memset(sum, 0, sizeof(sum));
+      for (int j = 0; j < 4; j++) {
+        const char* p = w + 256 * group + 64 * j;
+        prefetch(p);
+        for (int half = 0; half < 2; half++) {
+          const __m256i packed = _mm256_load_si256((const __m256i*)(p + 32 * half));
+          const __m256i even = _mm256_and_si256(packed, low);
+          const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+          for (int row = 0; row < 2; row++) {
+            const __m256i a = _mm256_maddubs_epi16(even, spread(&x_s8[row][first + 8 * j]));
+            const __m256i b = _mm256_maddubs_epi16(odd, spread(&x_s8[row][first + 8 * j + 4]));
+            sum[row][half] = _mm256_add_epi16(_mm256_add_epi16(sum[row][half], a), b);
+          }
+        }
+      }
+      for (int half = 0; half < 2; half++) {
+        const __m256 scale = _mm256_cvtph_ps(_mm_load_si128((const __m128i*)(w + 512 + 32 * group + 16 * half)));
+        for (int row = 0; row < 2; row++) {
+          const __m256i zero = _mm256_set1_epi32(minus_zero[row][first / kGroup]);
+          const __m256i total = _mm256_add_epi32(_mm256_madd_epi16(sum[row][half], ones), zero);
+          result[row][half] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(total), result[row][half]);
+        }
+      }
+    }
+  }
+  for (int row = 0; row < 2; row++)
+    for (int half = 0; half < 2; half++) _mm256_storeu_ps(&y[row][kTile * tile + 8 * half], result[row][half]);
+}
+#else
+#error "neither AVX-512 with BF16 and VNNI nor AVX2"
+#endif
 
 static void multiply(const char* w, const struct Matrix* matrix, int first_tile, int end_tile) {
   const size_t bytes = tile_bytes(model.format, matrix->columns);
@@ -192,6 +298,9 @@ int64_t floor_open(int format, const struct Matrix* matrices, int num_matrices, 
       minus_zero[row][k / kGroup] -= 8 * x_s8[row][k];
     }
   }
+#if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__)
+  prepare_avx2();
+#endif
   uint32_t state = 1;
   char* w = model.weights;
   for (int i = 0; i < num_matrices; i++) {

@@ -1,11 +1,11 @@
 // Products of prepared rows with packed weights of any type, one panel of 64 columns after the other.
 //
 // A block of rows passes over a panel together, so that weights are read from memory once. Up to a tile of them reads
-// one stream from memory, which is what hardware prefetching is made for. More rows than that take turns over a chunk
-// of weights at a time, and each turn asks for its share of a chunk further on: memory then works while they compute,
-// at an even pace. Left to itself it works for the first turn only (int8, sixteen rows: 28 ms a step of 0.5B instead of
-// 21). Asking in bursts, or into the first-level cache, is worse than not asking. Sums that wait in memory change no
-// bit.
+// one stream from memory, which is what hardware prefetching is made for (decision 0013 has the exceptions). More rows
+// than that take turns over a chunk of weights at a time, and each turn asks for its share of a chunk further on:
+// memory then works while they compute, at an even pace. Left to itself it works for the first turn only (int8, sixteen
+// rows: 28 ms a step of 0.5B instead of 21). Asking in bursts, or into the first-level cache, is worse than not asking.
+// Sums that wait in memory change no bit.
 //
 // Finished sums of a row and a panel are handed to a function, which may add a bias, gate, sample or store: nothing
 // else about an op with weights differs.
@@ -21,7 +21,7 @@ namespace simplear::SIMPLEAR_ISA {
 
 constexpr int kBlockRows = 24;                   // whose sums of a panel wait in the first-level cache
 constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
-constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for tiles that are narrower than a panel
+constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for rows of a single tile
 
 inline int64_t num_steps(int64_t bytes) { return (bytes + 255) / 256; }  // of k that read them
 

@@ -2,8 +2,8 @@
 
 Each round starts a fresh process for every model, so that import, loading and the first picture are what a user of the
 command line meets (files are in the page cache from the second round on). The same process then draws batches with
-pixels, which are decoded beside the next picture's codes. Every picture of a batch must be that of its seed alone, and
-that of the other rounds.
+pixels, which are decoded beside the next picture's codes. All of them are new pictures, as speculation knows old ones by
+heart. The last of a batch must be that of its seed alone, and every one that of the other rounds.
 """
 
 import json
