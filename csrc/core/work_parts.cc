@@ -7,6 +7,9 @@
 namespace simplear {
 namespace {
 
+// How many others a thread looks at: each look costs a line of another core's cache.
+constexpr int kNeighbours = 4;
+
 uint64_t word_of(int64_t begin, int64_t end) { return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end); }
 
 WorkParts::Range range_of(uint64_t word) {
@@ -33,16 +36,18 @@ WorkParts::Range WorkParts::take(int thread, int64_t grain) {
       if (own.left.compare_exchange_weak(seen, word_of(middle, left.end), std::memory_order_relaxed))
         return {left.begin, middle};
     }
-  } while (take_from_another(own, grain));
+  } while (take_from_another(thread, grain));
   return {0, 0};
 }
 
-// Half of what is left of the largest part, into the caller's: that one is empty, so nobody else changes it.
-bool WorkParts::take_from_another(Part& own, int64_t grain) {
+// Half of what is left of the largest part nearby, into the caller's: that one is empty, so nobody else changes it.
+bool WorkParts::take_from_another(int thread, int64_t grain) {
+  const int count = static_cast<int>(parts_.size());
   for (;;) {
     Part* most = nullptr;
     uint64_t seen = 0;
-    for (Part& part : parts_) {
+    for (int i = 1; i <= kNeighbours && i < count; ++i) {
+      Part& part = parts_[(thread + i) % count];
       const uint64_t left = part.left.load(std::memory_order_relaxed);
       if (size_of(range_of(left)) <= size_of(range_of(seen))) continue;
       most = &part;
@@ -52,7 +57,7 @@ bool WorkParts::take_from_another(Part& own, int64_t grain) {
     if (size_of(left) < 2 * grain) return false;
     const int64_t middle = left.begin + size_of(left) / 2;
     if (!most->left.compare_exchange_strong(seen, word_of(left.begin, middle), std::memory_order_relaxed)) continue;
-    own.left.store(word_of(middle, left.end), std::memory_order_relaxed);
+    parts_[thread].left.store(word_of(middle, left.end), std::memory_order_relaxed);
     return true;
   }
 }

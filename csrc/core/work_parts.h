@@ -1,9 +1,9 @@
 // Items of an op, dealt out to threads so that all of them end together.
 //
 // Each thread has a contiguous part, which it takes from the front in pieces that get smaller; one that has finished
-// takes half of what another still has, from the end. So threads of equal speed do what is theirs, as one stream, and a
-// thread on a slow core (an efficiency core, a busy neighbour) holds nobody up. Who computes an item depends on timing,
-// so its result must not depend on who does (contract C2).
+// takes half of what a neighbour still has, from the end. So threads of equal speed do what is theirs, as one stream,
+// and a thread on a slow core (an efficiency core, a busy machine) holds nobody up. Who computes an item depends on
+// timing, so its result must not depend on who does (contract C2).
 //
 // Work stealing (Blumofe and Leiserson 1999) without deques: items are numbers, so what is left of a part is two of
 // them, in one word.
@@ -35,7 +35,7 @@ class WorkParts {
     std::atomic<uint64_t> left{0};
   };
 
-  bool take_from_another(Part& own, int64_t grain);
+  bool take_from_another(int thread, int64_t grain);
 
   std::vector<Part> parts_;
 };
