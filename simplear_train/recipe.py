@@ -169,6 +169,8 @@ def main() -> None:
         "--processes", type=int, metavar="N", help="of each stage (default: a GPU each, or a core each)"
     )
     args = parser.parse_args()
+    if args.processes is not None and args.processes < 1:
+        parser.error(f"--processes: expected at least 1, got {args.processes}")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.recipe == "smoke":
         write_colour_prompts(args.out / "prompts.txt", "smoke")

@@ -24,7 +24,8 @@ class RolloutConfig:
     """How pictures are drawn. prompts: a file, one prompt a line (plain text, or JSON objects with a key "prompt").
     prompt_prefix, height, width: instead of the model folder's own; prompt_prefix goes before every prompt and
     is not shown to rewards. top_k 0: all codes. engine_dtype: "auto" for the loop's compute_dtype. max_pairs: pictures in
-    flight; threads 0: physical cores, in equal parts where several processes train on a machine. draft_window: speculation, which changes no token."""
+    flight; threads 0: physical cores, in equal parts where several processes train on a machine. draft_window:
+    speculation, which changes no token."""
 
     prompts: str
     prompts_per_step: int = 16

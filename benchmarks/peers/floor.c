@@ -58,6 +58,8 @@ static inline void prefetch(const char* w) { _mm_prefetch(w + kPrefetchBytes, _M
 //   int4   for each two groups, 2 x 256 bytes of nibbles and then 2 x 16 float16 scales. Byte [j][output][i] of a group
 //          has column 8 j + i in its low half and column 8 j + 4 + i in its high half
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+static void prepare(void) {}
+
 static inline __m512i spread(const void* x) { return _mm512_set1_epi32(four_bytes(x)); }
 
 static void multiply_bf16(const char* w, int columns, int tile) {
@@ -125,7 +127,8 @@ static void multiply_int4(const char* w, int columns, int tile) {
 static float x_f32[2][kMaxColumns];     // x_bf16
 static int16_t x_wide[2][kMaxColumns];  // x_u8, each four in the order 0, 2, 1, 3
 
-static void prepare_avx2(void) {
+// The other forms of x.
+static void prepare(void) {
   for (int row = 0; row < 2; row++) {
     for (int k = 0; k < kMaxColumns; k++) {
       const uint32_t bits = (uint32_t)x_bf16[row][k] << 16;
@@ -295,12 +298,11 @@ int64_t floor_open(int format, const struct Matrix* matrices, int num_matrices, 
       x_bf16[row][k] = 0x3f00 + (37 * k + 11 * row) % 128;
       x_u8[row][k] = (29 * k + 101 * row) % 256;
       x_s8[row][k] = (29 * k + 101 * row) % 255 - 127;
+      if (k % kGroup == 0) minus_zero[row][k / kGroup] = 0;
       minus_zero[row][k / kGroup] -= 8 * x_s8[row][k];
     }
   }
-#if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__)
-  prepare_avx2();
-#endif
+  prepare();
   uint32_t state = 1;
   char* w = model.weights;
   for (int i = 0; i < num_matrices; i++) {

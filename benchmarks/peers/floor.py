@@ -59,7 +59,7 @@ class Model(peer.Lockstep):
             done = subprocess.run(build, stderr=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(
-                    f"{done.stderr}\nfloor.c does not compile for this processor (AVX-512 BF16 and VNNI, or AVX2, are needed)"
+                    f"{done.stderr}\nfloor.c does not compile for this processor (it needs AVX2, or AVX-512 BF16 and VNNI)"
                 )
         self._library = ctypes.CDLL(str(library))
         self._library.floor_open.restype = ctypes.c_int64

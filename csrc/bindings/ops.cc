@@ -149,31 +149,25 @@ std::vector<double> empty_calls(ThreadPool& pool, int count) {
   return seconds;
 }
 
-// For tests: which thread did each item of an op whose items are shared, where thread `slow` sleeps for `seconds` an
-// item.
+// For tests: which thread did each item of an op whose items are shared; thread `slow` sleeps for `seconds` an item.
 std::vector<int> share_out(ThreadPool& pool, int64_t items, int64_t grain, int slow, double seconds) {
   struct Context {
-    WorkParts& parts;
     std::vector<std::atomic<int>> times_done;
     std::vector<int> done_by;
-    int64_t grain;
     int slow;
     double seconds;
-  } context{pool.parts(), std::vector<std::atomic<int>>(items), std::vector<int>(items, -1), grain, slow, seconds};
+  } context{std::vector<std::atomic<int>>(items), std::vector<int>(items, -1), slow, seconds};
   std::lock_guard turn(pool.turns());
-  pool.parts().deal(items);
-  pool.run(
-      [](void* opaque, int thread, int) {
+  pool.share(
+      items, grain,
+      [](void* opaque, int64_t begin, int64_t end, int thread) {
         Context& c = *static_cast<Context*>(opaque);
-        for (auto r = c.parts.take(thread, c.grain); r.begin < r.end; r = c.parts.take(thread, c.grain)) {
-          for (int64_t item = r.begin; item < r.end; ++item) {
-            ++c.times_done[item];
-            c.done_by[item] = thread;
-          }
-          if (thread == c.slow)
-            std::this_thread::sleep_for(
-                std::chrono::duration<double>(c.seconds * static_cast<double>(r.end - r.begin)));
+        for (int64_t item = begin; item < end; ++item) {
+          ++c.times_done[item];
+          c.done_by[item] = thread;
         }
+        if (thread == c.slow)
+          std::this_thread::sleep_for(std::chrono::duration<double>(c.seconds * static_cast<double>(end - begin)));
       },
       &context);
   for (int64_t item = 0; item < items; ++item)

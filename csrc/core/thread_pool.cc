@@ -64,6 +64,27 @@ void ThreadPool::run(Function function, void* context) {
   if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
+void ThreadPool::share(int64_t items, int64_t grain, RangeFunction function, void* context) {
+  if (num_threads_ == 1 || items < 2 * grain) {
+    if (items > 0) function(context, 0, items, 0);
+    return;
+  }
+  struct Shared {
+    WorkParts& parts;
+    int64_t grain;
+    RangeFunction function;
+    void* context;
+  } shared{parts_, grain, function, context};
+  parts_.deal(items);
+  run(
+      [](void* opaque, int thread, int) {
+        const Shared& s = *static_cast<const Shared*>(opaque);
+        for (auto r = s.parts.take(thread, s.grain); r.begin < r.end; r = s.parts.take(thread, s.grain))
+          s.function(s.context, r.begin, r.end, thread);
+      },
+      &shared);
+}
+
 void ThreadPool::call(int thread) {
   try {
     function_(context_, thread, num_threads_);

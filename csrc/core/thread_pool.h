@@ -37,8 +37,11 @@ class ThreadPool {
   // what the first that failed threw.
   void run(Function function, void* context);
 
-  // For an op whose items threads share; one op at a time has it, as it has the threads.
-  WorkParts& parts() { return parts_; }
+  using RangeFunction = void (*)(void* context, int64_t begin, int64_t end, int thread);
+
+  // Calls function(context, begin, end, t) until all of [0, items) is done; threads share what is left (work_parts.h),
+  // a grain of it at least. Fewer than two grains are the caller's alone.
+  void share(int64_t items, int64_t grain, RangeFunction function, void* context);
 
   // Private memory of one thread, kept between calls; page-aligned.
   void* scratch(int thread, size_t bytes);

@@ -237,27 +237,15 @@ inline void parallel_for(ThreadPool& pool, int64_t items, const Body& body) {
   parallel_for(pool, items, 1, body);
 }
 
-// As parallel_for, for items that take long: threads share them (work_parts.h), so `body` may be called several times
-// in a thread.
+// As parallel_for, for items that take long: threads share them, so `body` may be called several times in a thread.
 template <class Body>
 inline void shared_for(ThreadPool& pool, int64_t items, int64_t grain, const Body& body) {
-  struct Context {
-    const Body* body;
-    WorkParts* parts;
-    int64_t grain;
-  } context{&body, &pool.parts(), grain};
-  if (items < 2 * grain || pool.size() == 1) {
-    if (items > 0) body(int64_t{0}, items, 0);
-    return;
-  }
-  pool.parts().deal(items);
-  pool.run(
-      [](void* opaque, int thread, int) {
-        const Context& c = *static_cast<const Context*>(opaque);
-        for (auto r = c.parts->take(thread, c.grain); r.begin < r.end; r = c.parts->take(thread, c.grain))
-          (*c.body)(r.begin, r.end, thread);
+  pool.share(
+      items, grain,
+      [](void* opaque, int64_t begin, int64_t end, int thread) {
+        (*static_cast<const Body*>(opaque))(begin, end, thread);
       },
-      &context);
+      const_cast<Body*>(&body));
 }
 
 }  // namespace simplear::SIMPLEAR_ISA
