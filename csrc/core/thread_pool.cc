@@ -64,8 +64,15 @@ void ThreadPool::run(Function function, void* context) {
   if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPool::share(int64_t items, int64_t grain, RangeFunction function, void* context) {
+void ThreadPool::share(int64_t items, int64_t grain, RangeFunction function, void* context, LeaveFunction leave) {
+  struct Leaving {
+    LeaveFunction leave;
+    ~Leaving() {
+      if (leave != nullptr) leave();
+    }
+  };
   if (num_threads_ == 1 || items < 2 * grain) {
+    const Leaving leaving{leave};
     if (items > 0) function(context, 0, items, 0);
     return;
   }
@@ -74,11 +81,13 @@ void ThreadPool::share(int64_t items, int64_t grain, RangeFunction function, voi
     int64_t grain;
     RangeFunction function;
     void* context;
-  } shared{parts_, grain, function, context};
+    LeaveFunction leave;
+  } shared{parts_, grain, function, context, leave};
   parts_.deal(items);
   run(
       [](void* opaque, int thread, int) {
         const Shared& s = *static_cast<const Shared*>(opaque);
+        const Leaving leaving{s.leave};
         for (auto r = s.parts.take(thread, s.grain); r.begin < r.end; r = s.parts.take(thread, s.grain))
           s.function(s.context, r.begin, r.end, thread);
       },

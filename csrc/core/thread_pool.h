@@ -39,9 +39,12 @@ class ThreadPool {
 
   using RangeFunction = void (*)(void* context, int64_t begin, int64_t end, int thread);
 
+  using LeaveFunction = void (*)();
+
   // Calls function(context, begin, end, t) until all of [0, items) is done; threads share what is left (work_parts.h),
-  // a grain of it at least. Fewer than two grains are the caller's alone.
-  void share(int64_t items, int64_t grain, RangeFunction function, void* context);
+  // a grain of it at least. Fewer than two grains are the caller's alone. Each thread that took part calls leave(),
+  // where given, at its end.
+  void share(int64_t items, int64_t grain, RangeFunction function, void* context, LeaveFunction leave = nullptr);
 
   // Private memory of one thread, kept between calls; page-aligned.
   void* scratch(int thread, size_t bytes);

@@ -3,10 +3,25 @@
 #include <algorithm>
 #include <cstdlib>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "core/check.h"
 
 namespace simplear {
 namespace {
+
+// The system gives a process the tile registers of AMX when it asks for them, once.
+bool may_use_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 bool supports(const std::string& isa) {
   if (isa == "baseline") return true;
@@ -22,7 +37,11 @@ bool supports(const std::string& isa) {
   if (isa == "avx512") return avx512;
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == "avx512_vnni") return vnni;
-  if (isa == "avx512_bf16") return vnni && __builtin_cpu_supports("avx512bf16");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  if (isa == "avx512_bf16") return bf16;
+  if (isa == "amx")
+    return bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           __builtin_cpu_supports("amx-int8") && may_use_amx();
 #endif
   return false;
 }
@@ -39,7 +58,7 @@ const std::vector<std::string>& compiled_isas() {
   static const std::vector<std::string> isas = {
       "baseline",
 #if defined(__x86_64__)
-      "avx2",     "avx512", "avx512_vnni", "avx512_bf16",
+      "avx2",     "avx512", "avx512_vnni", "avx512_bf16", "amx",
 #endif
   };
   return isas;

@@ -13,20 +13,12 @@
 
 #include <type_traits>
 
+#include "cpu/amx_product.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/operand.h"
 #include "cpu/quantized_tile.h"
 
 namespace simplear::SIMPLEAR_ISA {
-
-constexpr int kBlockRows = 24;                   // whose sums of a panel wait in the first-level cache
-constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
-constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for rows of a single tile
-
-inline int64_t num_steps(int64_t bytes) { return (bytes + 255) / 256; }  // of k that read them
-
-// Columns past the end of the matrix are undefined.
-using BlockSums = float[kBlockRows][kPanelRows];
 
 // run<MR>: rows [row, row + MR), of which `sums` is the first one's, and k in [begin, end). Where a tile is narrower
 // than a panel, each of its passes asks for a part of what lies ahead.
@@ -137,7 +129,8 @@ inline void product_block(const Operand& x, int64_t first, int64_t num_rows, con
   }
 }
 
-template <class Tiles, class Finish>
+// multiply_block: product_block of some tiles, or amx_block.
+template <auto multiply_block, class Finish>
 inline void product_as(const Operand& x, int64_t num_rows, const AnyPtr& weights, int64_t columns, int64_t begin,
                        int64_t end, const Finish& finish) {
   const int64_t panel_bytes = panel_size(x.k, weights.dtype) * static_cast<int64_t>(size_of(weights.dtype));
@@ -147,7 +140,7 @@ inline void product_as(const Operand& x, int64_t num_rows, const AnyPtr& weights
     const int64_t left = columns - panel * kPanelRows, used = whole_vectors(left < kPanelRows ? left : kPanelRows);
     for (int64_t first = 0; first < num_rows; first += kBlockRows) {
       const int64_t rows = num_rows - first < kBlockRows ? num_rows - first : kBlockRows;
-      product_block<Tiles>(x, first, rows, data, panel_bytes, used, sums);
+      multiply_block(x, first, rows, data, panel_bytes, used, sums);
       for (int64_t r = 0; r < rows; ++r) finish(first + r, panel, sums[r]);
     }
   }
@@ -158,13 +151,21 @@ inline void product_as(const Operand& x, int64_t num_rows, const AnyPtr& weights
 template <class Finish>
 inline void product(const Operand& x, int64_t num_rows, const AnyPtr& weights, int64_t columns, int64_t begin,
                     int64_t end, const Finish& finish) {
-  switch (weights.dtype) {
-    case DType::kFloat32: return product_as<FloatTiles<float>>(x, num_rows, weights, columns, begin, end, finish);
-    case DType::kBFloat16: return product_as<FloatTiles<uint16_t>>(x, num_rows, weights, columns, begin, end, finish);
-    case DType::kInt8:
-      return product_as<QuantizedTiles<DType::kInt8>>(x, num_rows, weights, columns, begin, end, finish);
-    default: return product_as<QuantizedTiles<DType::kInt4>>(x, num_rows, weights, columns, begin, end, finish);
-  }
+  const auto run = [&]<auto multiply_block>() {
+    product_as<multiply_block>(x, num_rows, weights, columns, begin, end, finish);
+  };
+#if defined(__AMX_TILE__)
+  if (weights.dtype == DType::kBFloat16) return run.template operator()<amx_bf16>();
+  if (num_rows >= kFirstAmxRows && weights.dtype == DType::kInt8)
+    return run.template operator()<amx_integers<DType::kInt8>>();
+  if (num_rows >= kFirstAmxRows && weights.dtype == DType::kInt4)
+    return run.template operator()<amx_integers<DType::kInt4>>();
+#else
+  if (weights.dtype == DType::kBFloat16) return run.template operator()<product_block<FloatTiles<uint16_t>>>();
+#endif
+  if (weights.dtype == DType::kFloat32) return run.template operator()<product_block<FloatTiles<float>>>();
+  if (weights.dtype == DType::kInt8) return run.template operator()<product_block<QuantizedTiles<DType::kInt8>>>();
+  run.template operator()<product_block<QuantizedTiles<DType::kInt4>>>();
 }
 
 // How many panels are worth waking another thread for: a vector multiply-add does the work of some ten simple elements,

@@ -19,6 +19,10 @@
 #include "core/op.h"
 #include "core/thread_pool.h"
 
+#if defined(__AMX_TILE__)
+#include "cpu/amx.h"
+#endif
+
 #ifndef SIMPLEAR_ISA
 #error "csrc/cpu files are compiled once per instruction set, by CMakeLists.txt"
 #endif
@@ -237,6 +241,13 @@ inline void parallel_for(ThreadPool& pool, int64_t items, const Body& body) {
   parallel_for(pool, items, 1, body);
 }
 
+// What each thread does when it is through with an op.
+#if defined(__AMX_TILE__)
+constexpr ThreadPool::LeaveFunction kLeaveOp = release_tiles;
+#else
+constexpr ThreadPool::LeaveFunction kLeaveOp = nullptr;
+#endif
+
 // As parallel_for, for items that take long: threads share them, so `body` may be called several times in a thread.
 template <class Body>
 inline void shared_for(ThreadPool& pool, int64_t items, int64_t grain, const Body& body) {
@@ -245,7 +256,7 @@ inline void shared_for(ThreadPool& pool, int64_t items, int64_t grain, const Bod
       [](void* opaque, int64_t begin, int64_t end, int thread) {
         (*static_cast<const Body*>(opaque))(begin, end, thread);
       },
-      const_cast<Body*>(&body));
+      const_cast<Body*>(&body), kLeaveOp);
 }
 
 }  // namespace simplear::SIMPLEAR_ISA

@@ -1,9 +1,9 @@
 // AVX-512 for a processor without it, so that kernels written for it are tested everywhere. For tests only.
 //
 // Included before everything else in files that are compiled for an AVX-512 instruction set (CMake option
-// SIMPLEAR_EMULATE_AVX512). The compiler splits vectors of 64 bytes into what it has; the few instructions that sources
-// name are written out here, lane by lane as the processors' manuals define them. What is emulated is arithmetic, not
-// speed, and not the compiler's own AVX-512 code.
+// SIMPLEAR_EMULATE_AVX512), AMX with it. The compiler splits vectors of 64 bytes into what it has; the few instructions
+// that sources name are written out here, lane by lane as the processors' manuals define them. What is emulated is
+// arithmetic, not speed, and not the compiler's own AVX-512 code.
 #pragma once
 
 #include <immintrin.h>
@@ -20,6 +20,11 @@
 #endif
 #if defined(SIMPLEAR_EMULATE_BF16)
 #define __AVX512BF16__ 1
+#endif
+#if defined(SIMPLEAR_EMULATE_AMX)
+#define __AMX_TILE__ 1
+#define __AMX_BF16__ 1
+#define __AMX_INT8__ 1
 #endif
 
 namespace simplear_emulation {
@@ -123,8 +128,115 @@ inline __m512i widened(__m256i v) {
   return wide;
 }
 
+// The tile registers of AMX. What the manual makes an error of (a register that has no shape, shapes that do not fit
+// one another) ends the process here, too.
+struct TileRegister {
+  uint8_t lines[16][64];
+};
+struct TileState {
+  struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t line_bytes[16];
+    uint8_t lines[16];
+  } config;
+  TileRegister tiles[8];
+};
+inline thread_local TileState tile_state{};
+
+inline void must(bool holds) {
+  if (!holds) __builtin_trap();
+}
+inline int tile_lines(int tile) {
+  must(tile_state.config.palette == 1 && tile_state.config.lines[tile] > 0);
+  return tile_state.config.lines[tile];
+}
+inline int tile_line_bytes(int tile) { return tile_state.config.line_bytes[tile]; }
+
+inline void tile_loadconfig(const void* config) {
+  std::memset(&tile_state, 0, sizeof(tile_state));
+  std::memcpy(&tile_state.config, config, sizeof(tile_state.config));
+  for (int tile = 0; tile < 8; ++tile)
+    must(tile_state.config.lines[tile] <= 16 && tile_state.config.line_bytes[tile] <= 64);
+}
+inline void tile_release() { std::memset(&tile_state, 0, sizeof(tile_state)); }
+inline void tile_zero(int tile) {
+  tile_lines(tile);
+  std::memset(&tile_state.tiles[tile], 0, sizeof(TileRegister));
+}
+inline void tile_loadd(int tile, const void* from, int64_t stride) {
+  TileRegister loaded{};
+  for (int line = 0; line < tile_lines(tile); ++line)
+    std::memcpy(loaded.lines[line], static_cast<const char*>(from) + line * stride, tile_line_bytes(tile));
+  tile_state.tiles[tile] = loaded;
+}
+inline void tile_stored(int tile, void* to, int64_t stride) {
+  for (int line = 0; line < tile_lines(tile); ++line)
+    std::memcpy(static_cast<char*>(to) + line * stride, tile_state.tiles[tile].lines[line], tile_line_bytes(tile));
+}
+
+// Numbers below the least normal one count as zero.
+inline float flushed(float x) {
+  const uint32_t bits = bits_of<uint32_t>(x);
+  return bits & 0x7f800000u ? x : bits_of<float>(bits & 0x80000000u);
+}
+inline float bf16_at(const uint8_t* line, int i) {
+  uint16_t half;
+  std::memcpy(&half, line + 2 * i, 2);
+  return flushed(bits_of<float>(static_cast<uint32_t>(half) << 16));
+}
+
+// body(row, column, sum) for each sum of a product c += a * b; `sum` is a Sum.
+template <class Sum, class Body>
+inline void for_each_sum(int c, int a, int b, const Body& body) {
+  must(tile_lines(c) == tile_lines(a) && tile_line_bytes(a) == tile_lines(b) * 4);
+  must(tile_line_bytes(c) == tile_line_bytes(b));
+  for (int row = 0; row < tile_lines(c); ++row)
+    for (int column = 0; column < tile_line_bytes(c) / 4; ++column) {
+      uint8_t* at = tile_state.tiles[c].lines[row] + 4 * column;
+      Sum sum;
+      std::memcpy(&sum, at, 4);
+      sum = body(tile_state.tiles[a].lines[row], column, sum);
+      std::memcpy(at, &sum, 4);
+    }
+}
+
+// Products of even and of odd k have a sum each, in which every addition shares a rounding with its product; both
+// together are added to c.
+inline void tile_dpbf16ps(int c, int a, int b) {
+  for_each_sum<float>(c, a, b, [&](const uint8_t* row, int column, float sum) {
+    float parity[2] = {};
+    for (int line = 0; line < tile_lines(b); ++line)
+      for (int odd = 0; odd < 2; ++odd)
+        parity[odd] = flushed(__builtin_fmaf(bf16_at(row, 2 * line + odd),
+                                             bf16_at(tile_state.tiles[b].lines[line], 2 * column + odd), parity[odd]));
+    return flushed(flushed(sum) + flushed(parity[0] + parity[1]));
+  });
+}
+inline void tile_dpbsud(int c, int a, int b) {
+  for_each_sum<int32_t>(c, a, b, [&](const uint8_t* row, int column, int32_t sum) {
+    for (int line = 0; line < tile_lines(b); ++line)
+      for (int i = 0; i < 4; ++i)
+        sum += static_cast<int8_t>(row[4 * line + i]) * tile_state.tiles[b].lines[line][4 * column + i];
+    return sum;
+  });
+}
+
 }  // namespace simplear_emulation
 
+#undef _tile_loadconfig
+#undef _tile_release
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbf16ps
+#undef _tile_dpbsud
+#define _tile_loadconfig simplear_emulation::tile_loadconfig
+#define _tile_release simplear_emulation::tile_release
+#define _tile_zero simplear_emulation::tile_zero
+#define _tile_loadd simplear_emulation::tile_loadd
+#define _tile_stored simplear_emulation::tile_stored
+#define _tile_dpbf16ps simplear_emulation::tile_dpbf16ps
+#define _tile_dpbsud simplear_emulation::tile_dpbsud
 #define _mm512_fmadd_ps simplear_emulation::fmadd
 #define _mm512_dpbf16_ps simplear_emulation::dpbf16
 #define _mm512_dpbusd_epi32 simplear_emulation::dpbusd

@@ -6,6 +6,13 @@ namespace simplear::SIMPLEAR_ISA {
 namespace {
 
 constexpr int kMaxTaps = 16;
+#if defined(__AMX_TILE__)
+template <class T>
+constexpr int kTilePixels = sizeof(T) == 2 ? kTileRows : kMaxTileRows;
+#else
+template <class T>
+constexpr int kTilePixels = kMaxTileRows;
+#endif
 constexpr int kBlockTiles = 16;  // tiles whose sums wait in scratch while a part of the weights is resident
 constexpr int64_t kResidentBytes = 640 << 10;  // weights meant to stay in the second-level cache
 
@@ -141,6 +148,51 @@ void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, i
   }
 }
 
+#if defined(__AMX_TILE__)
+// Adds the products of one tap of `count` pixels. Pixels that do not lie at equal distances, and those with an odd
+// channel, are copied; copied: for kTileRows of even(channels) numbers.
+inline void add_tap(const uint16_t* const (&taps)[kTileRows], int count, const char* weights, int64_t channels,
+                    uint16_t* copied) {
+  const int64_t row_bytes = count > 1 ? (taps[1] - taps[0]) * 2 : 64;
+  bool is_regular = channels % 2 == 0;
+  for (int r = 2; r < count; ++r) is_regular &= (taps[r] - taps[r - 1]) * 2 == row_bytes;
+  if (is_regular) return add_products({reinterpret_cast<const char*>(taps[0]), row_bytes}, weights, channels);
+  const int64_t length = even(channels);
+  for (int r = 0; r < count; ++r) {
+    std::memcpy(copied + r * length, taps[r], channels * 2);
+    if (length > channels) copied[r * length + channels] = 0;
+  }
+  add_products({reinterpret_cast<const char*>(copied), length * 2}, weights, length);
+}
+
+// As run_tile, for up to 16 pixels and a whole panel of channels. `sums`: [16][64].
+template <class Y>
+void run_amx_tile(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const uint16_t* weight, int64_t pixel,
+                  int count, int64_t channel, int first_tap, int end_tap, float* sums, uint16_t* copied) {
+  const int64_t length = even(p.in_channels);
+  const int num_taps = p.kernel * p.kernel;
+  const uint16_t* panel = weight + channel / kPanelRows * num_taps * length * kPanelRows;
+  const uint16_t* tap_rows[kTileRows][kMaxTaps];
+  for (int r = 0; r < count; ++r) pixels.taps(pixel + r, tap_rows[r]);
+  shape_tiles({count, kTileDepth / 2, static_cast<int>(length % kTileDepth / 2)});
+  if (first_tap == 0) clear_sums();
+  else load_sums(sums);
+  for (int tap = first_tap; tap < end_tap; ++tap) {
+    const uint16_t* rows[kTileRows] = {};
+    for (int r = 0; r < count; ++r) rows[r] = tap_rows[r][tap];
+    add_tap(rows, count, reinterpret_cast<const char*>(panel + tap * length * kPanelRows), p.in_channels, copied);
+  }
+  store_sums(sums);
+  if (end_tap < num_taps) return;
+  const int64_t channels = p.out_channels - channel < kPanelRows ? p.out_channels - channel : kPanelRows;
+  for (int r = 0; r < count; ++r) {
+    const int64_t offset = pixels.output(pixel + r);
+    for (int64_t c = 0; c < channels; c += kLanes)
+      finish<Y>(p, load(sums + r * kPanelRows + c), channel + c, channels - c, offset);
+  }
+}
+#endif
+
 // Pixels [pixel, end) and channels [channel, channel_end), one part of the taps after the other.
 template <class T, class Y>
 void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, int64_t pixel, int64_t end,
@@ -148,6 +200,16 @@ void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, 
   const int num_taps = p.kernel * p.kernel;
   for (int first = 0; first < num_taps; first += taps_at_once) {
     const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
+#if defined(__AMX_TILE__)
+    if constexpr (sizeof(T) == 2) {
+      for (int64_t at = pixel; at < end; at += kTileRows) {
+        const int count = end - at < kTileRows ? static_cast<int>(end - at) : kTileRows;
+        run_amx_tile<Y>(p, pixels, weight, at, count, channel, first, last, sums + (at - pixel) * kPanelRows,
+                        reinterpret_cast<uint16_t*>(wide));
+      }
+      continue;
+    }
+#endif
     for_each_tile(end - pixel, channel, channel_end, [&]<int MR, int NV>(int64_t row, int64_t column) {
       // Every tile finds its sums again: those of one group of channels lie before those of the next.
       float* tile_sums = sums + (column - channel) * (end - pixel) + row * NV * kLanes;
@@ -166,10 +228,12 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
   const int64_t fitting = kResidentBytes / (channels * kMaxTileColumns * static_cast<int64_t>(sizeof(T)));
   const int taps_at_once = fitting < 1 ? 1 : fitting < num_taps ? static_cast<int>(fitting) : num_taps;
 
-  const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kMaxTileRows - 1) / kMaxTileRows;
+  constexpr int kPixels = kTilePixels<T>;
+  const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kPixels - 1) / kPixels;
   const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
-  const size_t sums_bytes = kBlockTiles * kMaxTileRows * kMaxTileColumns * sizeof(float);
-  const size_t wide_bytes = sizeof(RowType<T>) > sizeof(T) ? kMaxTileRows * channels * sizeof(float) : 0;
+  const size_t sums_bytes = kBlockTiles * kPixels * kMaxTileColumns * sizeof(float);
+  const bool copies_rows = sizeof(RowType<T>) > sizeof(T) || kPixels > kMaxTileRows;
+  const size_t wide_bytes = copies_rows ? kPixels * channels * sizeof(RowType<T>) : 0;
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
   shared_for(pool, p.corners * groups * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
     char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes + wide_bytes));
@@ -182,7 +246,7 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
       if (count > kBlockTiles) count = kBlockTiles;
       const Pixels<T> pixels(p, reinterpret_cast<const T*>(scratch), static_cast<int>(group / groups));
       const T* weight = static_cast<const T*>(p.weight.data) + group / groups * corner_size;
-      const int64_t first_pixel = tile * kMaxTileRows, last_pixel = first_pixel + count * kMaxTileRows;
+      const int64_t first_pixel = tile * kPixels, last_pixel = first_pixel + count * kPixels;
       const int64_t channel = group % groups * kMaxTileColumns, channel_end = channel + kMaxTileColumns;
       run_block<T, Y>(p, pixels, weight, first_pixel, last_pixel < pixels.count ? last_pixel : pixels.count, channel,
                       channel_end < out_channels ? channel_end : out_channels, taps_at_once, sums, wide);
