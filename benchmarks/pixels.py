@@ -145,7 +145,7 @@ def check_against_numpy(tokenizer, source, rng) -> None:
 
 def layer_table(tokenizer, ours, theirs, codes, runs: int) -> None:
     """Best milliseconds of each op of the network, in its order."""
-    program = tokenizer._decoder._prepared[1]._program
+    program = tokenizer._decoder._prepared[1].program
     best = None
     for _ in range(runs):
         program.set_timing(True)

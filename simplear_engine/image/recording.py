@@ -76,6 +76,7 @@ class Recording:
     def __init__(
         self, shape: tuple[int, ...], run_network: Callable, dtype: str, program, impl: str, run: Callable, memory=None
     ):  # fmt: skip
+        self.program = program
         self._memory = memory or HostMemory()
         ops = _RecordingOps(dtype, program, impl, self._memory)
         first = ops.new(shape, "float32")
