@@ -36,7 +36,7 @@ def test_greedy_image_is_the_original_one(vectors, guidance_scale, side):
     np.testing.assert_array_equal(image.tokens, vectors[f"greedy_cfg{guidance_scale}_side{side}"])
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set_draws_the_original_image(vectors, isa, monkeypatch):
     from simplear_engine import _C
 

@@ -92,6 +92,21 @@ inline void store_sums(void* sums) {
   _tile_stored(3, to + 192, kPanelLine);
 }
 
+// Sums of two tiles of rows and 32 columns.
+inline void load_sums(const float* a, const float* b) {
+  reads_memory(a);
+  _tile_loadd(0, a, kPanelLine);
+  _tile_loadd(1, a + kTileColumns, kPanelLine);
+  _tile_loadd(2, b, kPanelLine);
+  _tile_loadd(3, b + kTileColumns, kPanelLine);
+}
+inline void store_sums(float* a, float* b) {
+  _tile_stored(0, a, kPanelLine);
+  _tile_stored(1, a + kTileColumns, kPanelLine);
+  _tile_stored(2, b, kPanelLine);
+  _tile_stored(3, b + kTileColumns, kPanelLine);
+}
+
 // Rows of bfloat16, as many as the registers are shaped for.
 struct TileOfRows {
   const char* data;

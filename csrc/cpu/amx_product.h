@@ -31,10 +31,7 @@ inline void amx_bf16(const Operand& x, int64_t first, int64_t num_rows, const ch
     for (int column = 0; column < kPanelRows; column += 2 * kTileColumns) {
       clear_sums();
       add_products(rows_at(a), rows_at(b), panel + column * 4, x.k);
-      _tile_stored(0, &sums[a][column], kPanelLine);
-      _tile_stored(1, &sums[a][column + kTileColumns], kPanelLine);
-      _tile_stored(2, &sums[b][column], kPanelLine);
-      _tile_stored(3, &sums[b][column + kTileColumns], kPanelLine);
+      store_sums(&sums[a][column], &sums[b][column]);
     }
   }
   for (; tile < tiles; ++tile) {

@@ -149,46 +149,76 @@ void run_tile(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, i
 }
 
 #if defined(__AMX_TILE__)
-// Adds the products of one tap of `count` pixels. Pixels that do not lie at equal distances, and those with an odd
-// channel, are copied; copied: for kTileRows of even(channels) numbers.
-inline void add_tap(const uint16_t* const (&taps)[kTileRows], int count, const char* weights, int64_t channels,
-                    uint16_t* copied) {
-  const int64_t row_bytes = count > 1 ? (taps[1] - taps[0]) * 2 : 64;
-  bool is_regular = channels % 2 == 0;
-  for (int r = 2; r < count; ++r) is_regular &= (taps[r] - taps[r - 1]) * 2 == row_bytes;
-  if (is_regular) return add_products({reinterpret_cast<const char*>(taps[0]), row_bytes}, weights, channels);
-  const int64_t length = even(channels);
-  for (int r = 0; r < count; ++r) {
-    std::memcpy(copied + r * length, taps[r], channels * 2);
-    if (length > channels) copied[r * length + channels] = 0;
+// Up to 16 pixels and where their taps lie.
+struct TileOfPixels {
+  int64_t first;
+  int count;
+  const uint16_t* taps[kTileRows][kMaxTaps];
+
+  TileOfPixels(const Pixels<uint16_t>& pixels, int64_t first, int count) : first(first), count(count) {
+    for (int r = 0; r < count; ++r) pixels.taps(first + r, taps[r]);
   }
-  add_products({reinterpret_cast<const char*>(copied), length * 2}, weights, length);
+
+  // One tap as rows of even(channels) numbers. Pixels that do not lie at equal distances, and those with an odd
+  // channel, are copied.
+  TileOfRows rows(int tap, int64_t channels, uint16_t* copied) const {
+    const int64_t row_bytes = count > 1 ? (taps[1][tap] - taps[0][tap]) * 2 : 64;
+    bool is_regular = channels % 2 == 0;
+    for (int r = 2; r < count; ++r) is_regular &= (taps[r][tap] - taps[r - 1][tap]) * 2 == row_bytes;
+    if (is_regular) return {reinterpret_cast<const char*>(taps[0][tap]), row_bytes};
+    const int64_t length = even(channels);
+    for (int r = 0; r < count; ++r) {
+      std::memcpy(copied + r * length, taps[r][tap], channels * 2);
+      if (length > channels) copied[r * length + channels] = 0;
+    }
+    return {reinterpret_cast<const char*>(copied), length * 2};
+  }
+};
+
+template <class Y>
+void finish_pixels(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const TileOfPixels& tile, int64_t channel,
+                   const float* sums) {
+  const int64_t channels = p.out_channels - channel < kPanelRows ? p.out_channels - channel : kPanelRows;
+  for (int r = 0; r < tile.count; ++r, sums += kPanelRows) {
+    const int64_t offset = pixels.output(tile.first + r);
+    for (int64_t c = 0; c < channels; c += kLanes) finish<Y>(p, load(sums + c), channel + c, channels - c, offset);
+  }
 }
 
-// As run_tile, for up to 16 pixels and a whole panel of channels. `sums`: [16][64].
+// run_block with AMX: tiles of 16 pixels by a whole panel of channels, or of 32 pixels by half a panel twice, which
+// load less. sums: [pixels][64]; copied: 2 * kTileRows * even(channels) numbers.
 template <class Y>
-void run_amx_tile(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const uint16_t* weight, int64_t pixel,
-                  int count, int64_t channel, int first_tap, int end_tap, float* sums, uint16_t* copied) {
+void run_amx_block(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const uint16_t* weight, int64_t pixel,
+                   int64_t end, int64_t channel, int first_tap, int end_tap, float* sums, uint16_t* copied) {
   const int64_t length = even(p.in_channels);
-  const int num_taps = p.kernel * p.kernel;
-  const uint16_t* panel = weight + channel / kPanelRows * num_taps * length * kPanelRows;
-  const uint16_t* tap_rows[kTileRows][kMaxTaps];
-  for (int r = 0; r < count; ++r) pixels.taps(pixel + r, tap_rows[r]);
-  shape_tiles({count, kTileDepth / 2, static_cast<int>(length % kTileDepth / 2)});
-  if (first_tap == 0) clear_sums();
-  else load_sums(sums);
-  for (int tap = first_tap; tap < end_tap; ++tap) {
-    const uint16_t* rows[kTileRows] = {};
-    for (int r = 0; r < count; ++r) rows[r] = tap_rows[r][tap];
-    add_tap(rows, count, reinterpret_cast<const char*>(panel + tap * length * kPanelRows), p.in_channels, copied);
+  const int num_taps = p.kernel * p.kernel, left = static_cast<int>(length % kTileDepth / 2);
+  const char* panel = reinterpret_cast<const char*>(weight + channel / kPanelRows * num_taps * length * kPanelRows);
+  const int64_t tap_bytes = length * kPanelRows * 2;
+  for (; left == 0 && pixel + 2 * kTileRows <= end; pixel += 2 * kTileRows, sums += 2 * kTileRows * kPanelRows) {
+    const TileOfPixels a(pixels, pixel, kTileRows), b(pixels, pixel + kTileRows, kTileRows);
+    float* sums_b = sums + kTileRows * kPanelRows;
+    shape_tiles({kTileRows, kTileDepth / 2, 0});
+    for (int column = 0; column < kPanelRows; column += 2 * kTileColumns) {
+      if (first_tap == 0) clear_sums();
+      else load_sums(sums + column, sums_b + column);
+      for (int tap = first_tap; tap < end_tap; ++tap)
+        add_products(a.rows(tap, length, copied), b.rows(tap, length, copied + kTileRows * length),
+                     panel + tap * tap_bytes + column * 4, length);
+      store_sums(sums + column, sums_b + column);
+    }
+    if (end_tap < num_taps) continue;
+    finish_pixels<Y>(p, pixels, a, channel, sums);
+    finish_pixels<Y>(p, pixels, b, channel, sums_b);
   }
-  store_sums(sums);
-  if (end_tap < num_taps) return;
-  const int64_t channels = p.out_channels - channel < kPanelRows ? p.out_channels - channel : kPanelRows;
-  for (int r = 0; r < count; ++r) {
-    const int64_t offset = pixels.output(pixel + r);
-    for (int64_t c = 0; c < channels; c += kLanes)
-      finish<Y>(p, load(sums + r * kPanelRows + c), channel + c, channels - c, offset);
+  for (; pixel < end; pixel += kTileRows, sums += kTileRows * kPanelRows) {
+    const TileOfPixels tile(pixels, pixel, end - pixel < kTileRows ? static_cast<int>(end - pixel) : kTileRows);
+    shape_tiles({tile.count, kTileDepth / 2, left});
+    if (first_tap == 0) clear_sums();
+    else load_sums(sums);
+    for (int tap = first_tap; tap < end_tap; ++tap)
+      add_products(tile.rows(tap, p.in_channels, copied), panel + tap * tap_bytes, length);
+    store_sums(sums);
+    if (end_tap == num_taps) finish_pixels<Y>(p, pixels, tile, channel, sums);
   }
 }
 #endif
@@ -202,11 +232,7 @@ void run_block(const Conv2dParams& p, const Pixels<T>& pixels, const T* weight, 
     const int last = first + taps_at_once < num_taps ? first + taps_at_once : num_taps;
 #if defined(__AMX_TILE__)
     if constexpr (sizeof(T) == 2) {
-      for (int64_t at = pixel; at < end; at += kTileRows) {
-        const int count = end - at < kTileRows ? static_cast<int>(end - at) : kTileRows;
-        run_amx_tile<Y>(p, pixels, weight, at, count, channel, first, last, sums + (at - pixel) * kPanelRows,
-                        reinterpret_cast<uint16_t*>(wide));
-      }
+      run_amx_block<Y>(p, pixels, weight, pixel, end, channel, first, last, sums, reinterpret_cast<uint16_t*>(wide));
       continue;
     }
 #endif
@@ -232,8 +258,8 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
   const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kPixels - 1) / kPixels;
   const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
   const size_t sums_bytes = kBlockTiles * kPixels * kMaxTileColumns * sizeof(float);
-  const bool copies_rows = sizeof(RowType<T>) > sizeof(T) || kPixels > kMaxTileRows;
-  const size_t wide_bytes = copies_rows ? kPixels * channels * sizeof(RowType<T>) : 0;
+  const int copied_rows = sizeof(RowType<T>) > sizeof(T) ? kPixels : kPixels > kMaxTileRows ? 2 * kPixels : 0;
+  const size_t wide_bytes = copied_rows * channels * sizeof(RowType<T>);
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
   shared_for(pool, p.corners * groups * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
     char* scratch = static_cast<char*>(pool.scratch(thread, zeros_bytes + sums_bytes + wide_bytes));

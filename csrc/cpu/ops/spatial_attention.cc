@@ -2,12 +2,17 @@
 
 #include <math.h>
 
+#include "cpu/amx_product.h"
 #include "cpu/gemm_tile.h"
 
 namespace simplear::SIMPLEAR_ISA {
 namespace {
 
+#if defined(__AMX_TILE__)
+constexpr int64_t kBlockQueries = 2 * kTileRows;
+#else
 constexpr int64_t kBlockQueries = 4 * kMaxTileRows;
+#endif
 
 // Sizes of one image's problem and where its pieces lie. T is what is multiplied: float or bfloat16 bits.
 template <class T>
@@ -86,6 +91,37 @@ float softmax_row(const Layout<T>& s, float* scores, float scale, RowType<T>* we
   return reduce_add(sum);
 }
 
+// use(row, column, width, sums) for the products of `count` rows of k numbers with panels of so many elements each,
+// whose first `columns` columns are wanted; the sums are those of `width` columns from `column` on.
+template <class T, class Use>
+inline void multiply(const RowType<T>* rows, int64_t k, int64_t count, const T* panels, int64_t panel_elements,
+                     int64_t columns, const Use& use) {
+#if defined(__AMX_TILE__)
+  if constexpr (sizeof(T) == 2) {
+    const Operand operand{reinterpret_cast<const char*>(rows), k * 2, k, 0};
+    alignas(64) BlockSums sums;
+    for (int64_t column = 0; column < columns; column += kPanelRows, panels += panel_elements) {
+      amx_bf16(operand, 0, count, reinterpret_cast<const char*>(panels), 0, kPanelRows, sums);
+      for (int64_t row = 0; row < count; ++row) use(row, column, int64_t{kPanelRows}, sums[row]);
+    }
+    return;
+  }
+#endif
+  for_each_tile(count, 0, whole_vectors(columns), [&]<int MR, int NV>(int64_t row, int64_t column) {
+    const RowType<T>* tile_rows[MR];
+    for (int r = 0; r < MR; ++r) tile_rows[r] = rows + (row + r) * k;
+    Tile<MR, NV> tile;
+    tile.clear();
+    tile.accumulate(tile_rows, panels + column / kPanelRows * panel_elements + column % kPanelRows * Layout<T>::kPair,
+                    k);
+    for (int r = 0; r < MR; ++r) {
+      float sums[NV * kLanes];
+      for (int v = 0; v < NV; ++v) store(sums + v * kLanes, tile.acc[r][v]);
+      use(row + r, column, int64_t{NV * kLanes}, sums);
+    }
+  });
+}
+
 // Queries [first, first + count) of one image.
 template <class T>
 void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* qkv, const T* keys, const T* values,
@@ -98,36 +134,20 @@ void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* 
     copy_row(qkv + (first + i) * 3 * s.channels, s.channels, query);
     for (int64_t c = s.channels; c < s.channels_k; ++c) query[c] = {};
   }
-  const auto part_of_panel = [](const T* panels, int64_t panel_elements, int64_t column) {
-    return panels + column / kPanelRows * panel_elements + column % kPanelRows * Layout<T>::kPair;
-  };
-  for_each_tile(count, 0, whole_vectors(s.n), [&]<int MR, int NV>(int64_t row, int64_t column) {
-    const RowType<T>* rows[MR];
-    for (int r = 0; r < MR; ++r) rows[r] = queries + (row + r) * s.channels_k;
-    Tile<MR, NV> tile;
-    tile.clear();
-    tile.accumulate(rows, part_of_panel(keys, s.key_panel(), column), s.channels_k);
-    for (int r = 0; r < MR; ++r)
-      for (int v = 0; v < NV; ++v) store(scores + (row + r) * s.n_cols + column + v * kLanes, tile.acc[r][v]);
-  });
+  multiply(queries, s.channels_k, count, keys, s.key_panel(), s.n,
+           [&](int64_t row, int64_t column, int64_t width, const float* products) {
+             std::memcpy(scores + row * s.n_cols + column, products, width * sizeof(float));
+           });
   float sums[kBlockQueries];
   for (int64_t i = 0; i < count; ++i) sums[i] = softmax_row(s, scores + i * s.n_cols, p.scale, weights + i * s.n_k);
   const T* residual = static_cast<const T*>(p.residual.data);
   T* y = static_cast<T*>(p.y.data);
-  for_each_tile(count, 0, whole_vectors(s.channels), [&]<int MR, int NV>(int64_t row, int64_t channel) {
-    const RowType<T>* rows[MR];
-    for (int r = 0; r < MR; ++r) rows[r] = weights + (row + r) * s.n_k;
-    Tile<MR, NV> tile;
-    tile.clear();
-    tile.accumulate(rows, part_of_panel(values, s.value_panel(), channel), s.n_k);
-    for (int r = 0; r < MR; ++r) {
-      float result[NV * kLanes];
-      for (int v = 0; v < NV; ++v) store(result + v * kLanes, tile.acc[r][v] / sums[row + r]);
-      const int64_t offset = (image * s.n + first + row + r) * s.channels + channel;
-      for (int64_t c = 0; c < NV * kLanes && channel + c < s.channels; ++c)
-        store_one(y + offset + c, to_float(residual[offset + c]) + result[c]);
-    }
-  });
+  multiply(weights, s.n_k, count, values, s.value_panel(), s.channels,
+           [&](int64_t row, int64_t channel, int64_t width, const float* products) {
+             const int64_t offset = (image * s.n + first + row) * s.channels + channel;
+             for (int64_t c = 0; c < width && channel + c < s.channels; ++c)
+               store_one(y + offset + c, to_float(residual[offset + c]) + products[c] / sums[row]);
+           });
 }
 
 template <class T>
