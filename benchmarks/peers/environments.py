@@ -25,14 +25,19 @@ def python_of(module, work: Path) -> Path:
     folder = work / "venvs" / name
     python, stamp = folder / "bin" / "python", folder / "made-from.json"
     wanted = {"requirements": list(module.REQUIREMENTS), "python": list(sys.version_info[:2])}
+    build = dict(getattr(module, "BUILD_ENVIRONMENT", ()))
+    if build:
+        wanted["build"] = build
     if stamp.exists() and json.loads(stamp.read_text()) == wanted:
         return python
     shutil.rmtree(folder, ignore_errors=True)
     log = work / "logs" / f"{name}-install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", *module.REQUIREMENTS]
+    # What pip compiled before may have been compiled otherwise.
+    no_cache = ["--no-cache-dir"] if build else []
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", *no_cache, *module.REQUIREMENTS]
     # Some are compiled here; two jobs leave the machine usable.
-    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": "2", **os.environ, **dict(getattr(module, "BUILD_ENVIRONMENT", ()))}
+    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": "2", **os.environ, **build}
     with open(log, "w") as output:
         for command in ([sys.executable, "-m", "venv", folder], pip, *_removals(module, python)):
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

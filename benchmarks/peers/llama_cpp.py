@@ -18,6 +18,10 @@ from peers.peer import SHAPE, VOCAB_SIZE, Variant
 TITLE = "llama.cpp"
 PACKAGE = "llama-cpp-python"
 REQUIREMENTS = ("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.3.5")
+_CPU = Path("/proc/cpuinfo")
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+# With AMX its int8 and int4 end with SIGILL in their first step (version 0.3.36), so it is compiled without.
+BUILD_ENVIRONMENT = {"CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX} if _CPU.exists() and "amx_int8" in _CPU.read_text() else {}
 VARIANTS = {
     "bf16": Variant("bf16"),
     "int8": Variant("q8_0: int8, float16 scale for 32"),
