@@ -57,8 +57,12 @@ struct QuantizedTiles {
   static constexpr int vectors(int rows) { return quant_tile_vectors(kWeights, rows); }
   static constexpr int64_t kTurnLength = 256, kStreamLength = kWeights == DType::kInt4 ? 128 : 64;
   // Whether a tile as wide as a panel asks for what comes next, too: with little to read and much to unpack, hardware
-  // falls behind.
-  static constexpr bool kAsksInStream = kWeights == DType::kInt4 || kLanes == 16;
+  // falls behind, but not that of Zen 4.
+#if defined(__AMX_TILE__)
+  static constexpr bool kAsksInStream = true;
+#else
+  static constexpr bool kAsksInStream = kWeights == DType::kInt4 && kLanes < 16;
+#endif
 
   template <int MR, int NV = vectors(MR), class A>
   static inline void run(const Operand& x, int64_t row, const void* panel, int64_t columns, float* sums, int64_t begin,
