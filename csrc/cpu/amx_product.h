@@ -13,7 +13,7 @@
 namespace simplear::SIMPLEAR_ISA {
 
 constexpr int64_t kFirstAmxRows = 12;  // from which on int8 and int4 take it
-constexpr int64_t kSection = 256;      // k of a panel that all turns of rows use while it is close
+constexpr int64_t kSection = 64;       // k of a panel that all tiles of rows use while it is close
 
 // Rows [first, first + num_rows) times a panel of bfloat16, as product_block.
 inline void amx_bf16(const Operand& x, int64_t first, int64_t num_rows, const char* panel, int64_t, int64_t,
@@ -46,6 +46,7 @@ template <DType kWeights>
 struct IntegerTile {
   static constexpr int kGroupLines = kQuantGroup / 4;
   static constexpr int64_t kGroupBytes = kQuantGroup * kPanelRows;
+  static constexpr int64_t kStoredBytes = kWeights == DType::kInt8 ? kGroupBytes : kInt4BlockBytes / 2;  // of a group
   using Dots = int32_t[kTileRows][kPanelRows];
 
   const Operand& x;
@@ -59,7 +60,8 @@ struct IntegerTile {
     for (int64_t g = begin; g < end; ++g) {
       const uint8_t* group = weights + (g - begin) * kGroupBytes;
       multiply_group({rows.data + (g - begin) * kQuantGroup, rows.row_bytes}, group, dots[g % 2][0], [&](int part) {
-        if (kWeights == DType::kInt8) ask_ahead<8>(reinterpret_cast<const char*>(group) + part * kGroupBytes / 4);
+        ask_ahead<(kStoredBytes / 4 + 63) / 64>(reinterpret_cast<const char*>(panel) +
+                                                (4 * g + part) * kStoredBytes / 4);
         if (g > begin) scale(g - 1, dots[(g - 1) % 2], count * part / 4, count * (part + 1) / 4, sums);
       });
     }
