@@ -26,7 +26,8 @@ constexpr float kShares[] = {0.3f, 0.5f, 0.65f, 0.75f, 0.85f, 0.92f, 0.96f};
 constexpr uint8_t kFirstTableKind = 8, kFirstRedrawKind = kFirstTableKind + std::size(kShares) + 1;
 constexpr float kLogProbs[] = {-1.0f, -0.1f, -0.01f};
 constexpr int kNumDistances = 3, kNumLogProbs = std::size(kLogProbs) + 1;
-static_assert(kFirstRedrawKind + 2 * kNumDistances * kNumLogProbs <= Acceptance::kNumKinds);
+constexpr uint8_t kAnyRedraw = kFirstRedrawKind + 2 * kNumDistances * kNumLogProbs;  // all of them together
+static_assert(kAnyRedraw < Acceptance::kNumKinds);
 
 template <size_t N>
 int degree(const float (&bounds)[N], float value) {
@@ -115,7 +116,9 @@ void make_drafts(DraftState& state, int32_t count, double least, const ContextTa
         std::swap(draft.chosen, draft.other);
     }
     if (draft.chosen.code < 0) return;
-    chance *= acceptance.of(draft.chosen.kind);
+    // A guess that is verified now and wrong is a redraw in the next step. Where redraws are right more often than such
+    // guesses, that is what it is worth: nobody would ever begin with guesses that are seldom right otherwise.
+    chance *= std::max(acceptance.of(draft.chosen.kind), acceptance.of(kAnyRedraw));
     if (chance < least) return;
     state.drafts.push_back(draft);
     kept.push_back(chance);
@@ -147,7 +150,10 @@ void take_redraws(DraftState& state, int32_t accepted, std::span<const int32_t> 
   const int32_t judged = std::min<int32_t>(accepted, state.drafts.size());
   for (int32_t i = 0; i < judged; ++i)
     for (const Guess& guess : {state.drafts[i].chosen, state.drafts[i].other})
-      if (guess.code >= 0) acceptance.observe(guess.kind, guess.code == drawn[i]);
+      if (guess.code >= 0) {
+        acceptance.observe(guess.kind, guess.code == drawn[i]);
+        if (guess.kind >= kFirstRedrawKind) acceptance.observe(kAnyRedraw, guess.code == drawn[i]);
+      }
   state.drafts.clear();
   // A draw behind a wrong draft is a guess. -1, which stands for numbers that are none, can not be guessed.
   std::vector<Redraw> redraws;
