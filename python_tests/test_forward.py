@@ -104,14 +104,15 @@ def unpacked_weights(weights, arrays, dtype):
 
 
 # Activations in bfloat16 are rounded to eight bits again and again; where a sum lies between two of them, an instruction set
-# may choose the other one. One such choice moves a guided logit of this network by up to 0.05, in whatever is compared.
-ONE_ROUNDING = 0.02
+# may choose the other one. One such choice moves a guided logit of this network by up to 0.05, with these weights by 0.021,
+# and int8 keys make it likelier.
+ONE_ROUNDING = 0.01
 
 
 @pytest.mark.parametrize(
     "dtype, kv_dtype, tolerance",
     [
-        ("float32", None, 2e-4), ("bfloat16", None, ONE_ROUNDING), ("int8", None, 0.005), ("int4", None, 0.005),
+        ("float32", None, 2e-4), ("bfloat16", None, 0.005), ("int8", None, 0.005), ("int4", None, 0.005),
         ("float32", "bfloat16", 0.005), ("float32", "int8", 0.005), ("bfloat16", "int8", ONE_ROUNDING),
     ],
 )  # fmt: skip

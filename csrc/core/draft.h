@@ -65,7 +65,7 @@ struct DraftState {
 };
 
 // Makes drafts anew, at most `count`. Stops early where the chance that a draft and all before it are right falls below
-// `least`. kept: that chance, for each draft.
+// `least`. kept: that chance, for each draft, of which none counts for less than redraws do (decision 0011).
 void make_drafts(DraftState& state, int32_t count, double least, const ContextTable& table,
                  const Acceptance& acceptance, std::vector<double>& kept);
 

@@ -92,11 +92,6 @@ struct Ahead<0> {
 };
 using NothingAhead = Ahead<0>;
 
-constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
-constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for rows of a single tile
-
-inline int64_t num_steps(int64_t bytes) { return (bytes + 255) / 256; }  // of k that read them
-
 #if defined(__AMX_TILE__)
 constexpr int kBlockRows = 64;  // whose sums of a panel wait in the first-level cache
 #else

@@ -17,6 +17,11 @@
 namespace simplear::SIMPLEAR_ISA {
 namespace {
 
+constexpr int64_t kAheadBytes = 32 * 1024;       // from what is multiplied to what is asked for meanwhile
+constexpr int64_t kStreamAheadBytes = 8 * 1024;  // likewise, for rows of a single tile
+
+inline int64_t num_steps(int64_t bytes) { return (bytes + 255) / 256; }  // of k that read them
+
 // run<MR>: rows [row, row + MR), of which `sums` is the first one's, and k in [begin, end). Where a tile is narrower
 // than a panel, each of its passes asks for a part of what lies ahead.
 template <class T>
