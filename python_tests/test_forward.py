@@ -104,9 +104,9 @@ def unpacked_weights(weights, arrays, dtype):
 
 
 # Activations in bfloat16 are rounded to eight bits again and again; where a sum lies between two of them, an instruction set
-# may choose the other one. One such choice moves a guided logit of this network by up to 0.05, with these weights by 0.021,
+# may choose the other one. One such choice moves a guided logit of this network by up to 0.05, with these weights by 0.03,
 # and int8 keys make it likelier.
-ONE_ROUNDING = 0.01
+ONE_ROUNDING = 0.012
 
 
 @pytest.mark.parametrize(
