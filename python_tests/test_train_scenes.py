@@ -1,6 +1,9 @@
 """Captions say what the facts say, and the picture shows it. Needs the fetched art only for the pixel tests."""
 
+import os
 import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, permutations
 
 import numpy as np
@@ -20,6 +23,7 @@ from simplear_train.emoji_scenes import (
     is_held_out_count,
     render,
 )
+from simplear_train.sprites import PACKAGES, fetch
 from simplear_train.worlds import WORLDS
 
 
@@ -209,3 +213,35 @@ def test_recolouring_keeps_alpha_and_reaches_the_hue():
         hue = float(np.array(Image.fromarray(changed[..., :3]).convert("HSV"))[0, 0, 0]) * 360 / 255
         assert abs((hue - COLOURS[colour][0] + 180) % 360 - 180) < 8
         assert np.abs(changed[:, 6:].astype(int) - sprite[:, 6:]).max() <= 3
+
+
+@pytest.fixture
+def fake_npm(tmp_path, monkeypatch):
+    """make(commands): what `npm` does from now on."""
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    monkeypatch.setenv("PATH", str(npm.parent), prepend=os.pathsep)
+
+    def make(commands):
+        npm.write_text(f"#!/bin/sh\n{commands}\n")
+        npm.chmod(0o755)
+
+    return make
+
+
+ART, (_, ART_FILE) = next(iter(PACKAGES.items()))
+
+
+def test_processes_that_fetch_art_at_once_find_it_whole(fake_npm, tmp_path):
+    fake_npm(f"printf half > {ART_FILE}; sleep 0.2; printf ' and half' >> {ART_FILE}")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch(ART, tmp_path).read_text(), range(4)))
+    assert found == ["half and half"] * 4
+    assert [path.name for path in (tmp_path / "npm").iterdir()] == [ART_FILE]
+
+
+def test_art_that_is_cut_off_leaves_no_half_of_it(fake_npm, tmp_path):
+    fake_npm(f"printf half > {ART_FILE}; exit 1")
+    with pytest.raises(subprocess.CalledProcessError):
+        fetch(ART, tmp_path)
+    assert not list((tmp_path / "npm").iterdir())

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,15 @@ DEFAULT_CACHE = Path("~/.cache/simplear").expanduser()
 
 
 def fetch(package: str, cache_dir: Path) -> Path:
-    """Path of the package's tarball, downloaded on first use."""
+    """Path of the package's tarball, downloaded on first use. It appears when it is whole: several processes of a
+    training may want it at once, and one that is ended leaves no half of it."""
     spec, file_name = PACKAGES[package]
     folder = cache_dir / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / file_name).exists():
-        subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            subprocess.run(["npm", "pack", "--silent", spec], cwd=own, check=True, stdout=subprocess.DEVNULL)
+            (Path(own) / file_name).replace(folder / file_name)
     return folder / file_name
 
 
