@@ -122,6 +122,24 @@ inline __m256 half_of(__m512 v, int half) {
   std::memcpy(halves, &v, 64);
   return halves[half];
 }
+inline __m512i with_upper_half(__m512i v, __m256i half) {
+  std::memcpy(reinterpret_cast<char*>(&v) + 32, &half, 32);
+  return v;
+}
+// Rounds to nearest even; numbers below the least normal one count as zero.
+inline __m256i cvtneps_pbh(__m512 v) {
+  const U32 bits = bits_of<U32>(v);
+  uint16_t words[16];
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t magnitude = bits[i] & 0x7fffffffu;
+    const uint32_t rounded = (bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16;
+    const uint32_t special = magnitude > 0x7f800000u ? bits[i] >> 16 | 0x40 : bits[i] >> 16 & 0x8000u;
+    words[i] = static_cast<uint16_t>(magnitude > 0x7f800000u || magnitude < 0x00800000u ? special : rounded);
+  }
+  __m256i to;
+  std::memcpy(&to, words, 32);
+  return to;
+}
 inline __m512i widened(__m256i v) {
   __m512i wide{};
   std::memcpy(&wide, &v, 32);
@@ -252,5 +270,7 @@ inline void tile_dpbsud(int c, int a, int b) {
 #define _mm512_set1_epi32 simplear_emulation::set1_epi32
 #define _mm512_castps512_ps256(v) simplear_emulation::half_of(v, 0)
 #define _mm512_extractf32x8_ps(v, half) simplear_emulation::half_of(v, half)
+#define _mm512_inserti64x4(v, half, place) simplear_emulation::with_upper_half(v, half)
+#define _mm512_cvtneps_pbh simplear_emulation::cvtneps_pbh
 #define _mm512_castsi256_si512 simplear_emulation::widened
 #define _mm512_castsi512_ps(v) simplear_emulation::bits_of<__m512>(v)
