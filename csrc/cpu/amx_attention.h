@@ -11,13 +11,12 @@
 
 namespace simplear::SIMPLEAR_ISA {
 
-constexpr int64_t kHeadsOfTile = kTileRows / 2;
-constexpr int kPairBlocks = 2,
-              kPairKeys = kPairBlocks * kKvBlockSize;  // keys that a product of weights and values sums
-constexpr int64_t kColumnsAtOnce = 4 * kTileColumns;   // of sums of values
-constexpr int64_t kTileLine = 64;                      // bytes
+constexpr int64_t kHeadsOfTile = kTileRows / 2;                         // each with both of its parts
+constexpr int kPairBlocks = 2, kPairKeys = kPairBlocks * kKvBlockSize;  // that a product of weights and values sums
+constexpr int64_t kColumnsAtOnce = 4 * kTileColumns;                    // of sums of values
+constexpr int64_t kTileLine = 64;                                       // bytes
 constexpr int64_t kTileBytes = kTileRows * kTileLine;
-static_assert(kKvBlockSize == kTileColumns && kPairKeys == kTileDepth && kChunkBlocks % 4 == 0);
+static_assert(kKvBlockSize == kTileColumns && kPairKeys == kTileDepth && kChunkBlocks % kPairBlocks == 0);
 
 inline __m256i to_words(Vec x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 
