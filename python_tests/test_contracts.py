@@ -9,7 +9,7 @@ import pytest
 from simplear_engine import Engine, _C
 from simplear_engine.backend import KV_DTYPES
 from simplear_engine.config import ModelConfig
-from simplear_engine.dtypes import encode_bfloat16
+from simplear_engine.dtypes import decode_bfloat16, encode_bfloat16
 from simplear_engine.errors import InvalidRequestError
 from simplear_engine.forward import cache_block_bytes, make_cache
 from simplear_engine.kernels.gumbel_noise.noise import gumbel, gumbel_noise
@@ -132,14 +132,17 @@ def test_row_of_a_product_is_the_same_alone_and_among_63_others(isa, dtype):
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 @pytest.mark.parametrize("dtype", KV_DTYPES)
-def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
-    """A last query of 900 keys: alone on 1 to 5 threads, at the end of a window, and beside other sequences."""
-    op, heads, groups, dim, context = all_ops()["paged_attention"], 14, 2, 64, 900
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype, out_dtype, dim):
+    """A last query of 900 keys: alone on 1 to 5 threads, at the end of a window, and beside other sequences. The window
+    begins before the 896 keys that end a chunk, and its other rows are what they are alone, too."""
+    op, heads, groups, context, window = all_ops()["paged_attention"], 14, 2, 900, 20
     rng = np.random.default_rng(0)
     table = rng.permutation(2 * 57).reshape(2, 57).astype(np.int32)
     keys = rng.standard_normal((2 * 57, groups, dim, 16)).astype(np.float32)
     values = rng.standard_normal((2 * 57, groups, 16, dim)).astype(np.float32)
-    q = rng.standard_normal((12, heads * dim)).astype(np.float32)
+    q = rng.standard_normal((window, heads * dim)).astype(np.float32)
     caches = {}
     for name, array in {"k_cache": keys, "v_cache": values}.items():
         if dtype == "int8":
@@ -151,20 +154,24 @@ def test_row_of_attention_is_the_same_alone_and_among_others(isa, dtype):
             _C.convert(_C.Tensor.from_numpy(array), caches[name], _C.ThreadPool(2))
 
     def attended(rows, query_start_loc, context_lens, sequences, threads):
-        out = _C.Tensor.zeros(rows.shape, "float32")
+        out = _C.Tensor.zeros(rows.shape, out_dtype)
         args = {
             "q": rows, "query_start_loc": np.array(query_start_loc, np.int32),
             "context_lens": np.array(context_lens, np.int32), "block_table": table[sequences],
         }  # fmt: skip
         args = {name: _C.Tensor.from_numpy(np.ascontiguousarray(array)) for name, array in args.items()}
         op.run(isa, _C.ThreadPool(threads), {**caches, **args, "out": out}, scale=0.125)
-        return out.numpy()[-1].copy()
+        return out.numpy().copy()
 
-    alone = attended(q[-1:], [0, 1], [context], [0], 1)
+    alone = attended(q[-1:], [0, 1], [context], [0], 1)[0]
     for threads in (2, 3, 5):
-        np.testing.assert_array_equal(attended(q[-1:], [0, 1], [context], [0], threads), alone)
-        np.testing.assert_array_equal(attended(q, [0, 12], [context], [0], threads), alone)
-        np.testing.assert_array_equal(attended(q, [0, 4, 12], [77, context], [1, 0], threads), alone)
+        np.testing.assert_array_equal(attended(q[-1:], [0, 1], [context], [0], threads)[0], alone)
+        in_window = attended(q, [0, window], [context], [0], threads)
+        np.testing.assert_array_equal(in_window[-1], alone)
+        np.testing.assert_array_equal(attended(q, [0, 4, window], [77, context], [1, 0], threads)[-1], alone)
+    for row in range(window):
+        one = attended(q[row : row + 1], [0, 1], [context - window + 1 + row], [0], 1)[0]
+        np.testing.assert_array_equal(in_window[row], one)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -277,7 +284,7 @@ def test_image_is_the_same_after_a_neighbour_was_cancelled():
     assert stats["num_free_blocks"] == stats["num_blocks"]
 
 
-def attended(impl, cache_dtype, flaw):
+def attended(impl, cache_dtype, out_dtype, flaw):
     """Rows of a window at positions 16 to 19; `flaw` stands in key and value of position 18."""
     rng = np.random.default_rng(0)
     keys, values = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 2, 64, 16), (2, 2, 16, 64)))
@@ -285,7 +292,7 @@ def attended(impl, cache_dtype, flaw):
         keys[1, :, 5, 2] = values[1, :, 2, 7] = flaw
     as_cached = (lambda x: _C.Tensor.from_numpy(encode_bfloat16(x), "bfloat16")) if cache_dtype == "bfloat16" else None
     tensor = as_cached or _C.Tensor.from_numpy
-    out = _C.Tensor.zeros([4, 14 * 64], "float32")
+    out = _C.Tensor.zeros([4, 14 * 64], out_dtype)
     args = {
         "q": _C.Tensor.from_numpy(rng.standard_normal((4, 14 * 64)).astype(np.float32)),
         "k_cache": tensor(keys), "v_cache": tensor(values), "out": out,
@@ -294,16 +301,17 @@ def attended(impl, cache_dtype, flaw):
         "block_table": _C.Tensor.from_numpy(np.array([[0, 1]], np.int32)),
     }  # fmt: skip
     all_ops()["paged_attention"].run(impl, _C.ThreadPool(1), args, scale=0.125)
-    return out.numpy()
+    return out.numpy() if out_dtype == "float32" else decode_bfloat16(out.numpy())
 
 
 @pytest.mark.parametrize("flaw", [np.nan, np.inf])
 @pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("impl", [*_C.available_isas(), "simt"])
-def test_draft_that_gives_no_numbers_spoils_no_row_before_it(impl, cache_dtype, flaw):
+def test_draft_that_gives_no_numbers_spoils_no_row_before_it(impl, cache_dtype, out_dtype, flaw):
     """A wrong draft may be a token that the network has no numbers for; a picture without drafts never meets it."""
-    found = attended(impl, cache_dtype, flaw)
-    np.testing.assert_array_equal(found[:2], attended(impl, cache_dtype, None)[:2])
+    found = attended(impl, cache_dtype, out_dtype, flaw)
+    np.testing.assert_array_equal(found[:2], attended(impl, cache_dtype, out_dtype, None)[:2])
     assert not np.isfinite(found[2:]).all(axis=1).any()
 
 

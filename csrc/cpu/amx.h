@@ -84,12 +84,12 @@ inline void load_sums(const void* sums) {
   _tile_loadd(2, from + 128, kPanelLine);
   _tile_loadd(3, from + 192, kPanelLine);
 }
-inline void store_sums(void* sums) {
+inline void store_sums(void* sums, int64_t row_bytes = kPanelLine) {
   char* to = static_cast<char*>(sums);
-  _tile_stored(0, to, kPanelLine);
-  _tile_stored(1, to + 64, kPanelLine);
-  _tile_stored(2, to + 128, kPanelLine);
-  _tile_stored(3, to + 192, kPanelLine);
+  _tile_stored(0, to, row_bytes);
+  _tile_stored(1, to + 64, row_bytes);
+  _tile_stored(2, to + 128, row_bytes);
+  _tile_stored(3, to + 192, row_bytes);
 }
 
 // Sums of two tiles of rows and 32 columns.

@@ -18,6 +18,7 @@ constexpr int64_t kTileLine = 64;                                       // bytes
 constexpr int64_t kTileBytes = kTileRows * kTileLine;
 static_assert(kKvBlockSize == kTileColumns && kPairKeys == kTileDepth && kChunkBlocks % kPairBlocks == 0);
 
+// As store() of bfloat16 rounds, in one instruction; numbers below the least normal one become zero.
 inline __m256i to_words(Vec x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 
 // 16 lanes of the lower half beside 16 of the upper one.
@@ -27,7 +28,7 @@ inline __m512i interleave(__m512i halves) {
   return _mm512_maskz_permutexvar_epi16(0xffffffff, load_as<__m512i>(kFrom), halves);
 }
 
-// Sixteen numbers at a beside sixteen at b, as bfloat16: a0 b0 a1 b1 ...
+// Sixteen numbers at a beside sixteen at b, as bfloat16: a0 b0 a1 b1 ... Those of keys follow one another in memory.
 inline __m512i side_by_side(const uint16_t* a, const uint16_t* b) {
   if (a + kKvBlockSize == b) return interleave(load_as<__m512i>(a));
   return interleave(_mm512_inserti64x4(_mm512_castsi256_si512(load_as<__m256i>(a)), load_as<__m256i>(b), 1));
@@ -49,9 +50,9 @@ class TileAttention {
  public:
   static constexpr int64_t kRowsAtOnce = 16;
 
-  // Queries in float32 stay so, in vectors, where the result does.
+  // Where the result is kept in float32, vectors compute in it.
   static bool takes(const PagedAttentionParams& p) {
-    return p.head_dim % kTileDepth == 0 && p.out.dtype == DType::kBFloat16;
+    return p.head_dim % kColumnsAtOnce == 0 && p.out.dtype == DType::kBFloat16;
   }
 
   static int64_t scratch_bytes(const PagedAttentionParams& p) {
@@ -75,7 +76,7 @@ class TileAttention {
     item = next;
     units = item.num_rows * heads;
     tiles = (units + kHeadsOfTile - 1) / kHeadsOfTile, most = (units + tiles - 1) / tiles;
-    is_streamed = tiles == 1 && dim <= kColumnsAtOnce;
+    is_streamed = tiles == 1 && dim == kColumnsAtOnce;
     for (int64_t tile = 0; tile < tiles; ++tile)
       for (int64_t i = 0; i < most; ++i) {
         const int64_t unit = first_unit(tile) + i, row = item.row + unit / heads;
@@ -149,11 +150,10 @@ class TileAttention {
   }
   int64_t first_unit(int64_t tile) const { return tile * most < units - most ? tile * most : units - most; }
   int keys_of_unit(int64_t chunk, int64_t unit) const {
-    const int64_t left = item.num_keys_of_row(unit / heads) - chunk * kChunkKeys;
-    return static_cast<int>(left < kChunkKeys ? left : kChunkKeys);
+    return keys_in_chunk(item.num_keys_of_row(unit / heads), chunk);
   }
 
-  // Whether those are that rows before the last one do not see.
+  // Whether the values are finite that some rows see and others do not. Codes always are.
   bool later_values_are_finite(int64_t chunk, const Chunk<T>& c) const {
     if (sizeof(T) == 1) return true;
     const int all_see = keys_of_unit(chunk, 0);
@@ -192,7 +192,7 @@ class TileAttention {
     jobs[number % kStages] = entering;
     const Job &scored = jobs[number % kStages], &weighed = jobs[(number - 1) % kStages];
     const Job& added = jobs[(number - 2) % kStages];
-    const int64_t num_sums = (dim + kColumnsAtOnce - 1) / kColumnsAtOnce * added.num_pairs();
+    const int64_t num_sums = dim / kColumnsAtOnce * added.num_pairs();
     if (scored.is_first) pack_keys(scored.c, 0);
     for (int piece = 0; piece < kPieces; ++piece) {
       if (piece < scored.num_blocks()) score(scored, number, piece);
@@ -232,20 +232,16 @@ class TileAttention {
     for (int j = 0; j < kKvBlockSize; j += 2, lines += kTileLine) {
       const int left = job.c.num_keys - b * kKvBlockSize - j;
       const T *from = job.c.values[b] + j * dim, *next = job.c.next_values[b] + j * dim;
-      char* to = lines;
-      if (left >= 2) {
-        for (int64_t d = 0; d < dim; d += kTileColumns, to += kTileBytes) {
-          __builtin_prefetch(next + 2 * d, 0, 2);
-          store_line(to, side_by_side(from + d, from + dim + d));
-        }
-      } else {
-        for (int64_t d = 0; d < dim; d += kTileColumns, to += kTileBytes)
-          store_line(to, side_by_side(left > 0 ? from + d : kZeros, kZeros));
+      for (int64_t column = 0; column < dim / kTileColumns; ++column) {
+        const int64_t d = column * kTileColumns;
+        if (left >= 2) __builtin_prefetch(next + 2 * d, 0, 2);
+        store_line(lines + column * kTileBytes,
+                   side_by_side(left > 0 ? from + d : kZeros, left > 1 ? from + dim + d : kZeros));
       }
     }
   }
 
-  // A block's scores.
+  // A block's scores, in tile 5, which has the shape of sums.
   void score(const Job& job, int64_t number, int b) {
     const uint16_t* q = queries + 2 * most * job.tile * dim;
     const char* block = keys_of(b);
@@ -294,10 +290,9 @@ class TileAttention {
     job.out.sum(job.first_unit + i) = reduce_add(total);
   }
 
-  // Adds pair i % num_pairs of blocks to up to 64 columns of the sums.
+  // Adds pair i % num_pairs of blocks to 64 columns of the sums.
   void add_values(const Job& job, int64_t number, int64_t i) {
     const int64_t num_pairs = job.num_pairs(), pair = i % num_pairs, column = i / num_pairs * kColumnsAtOnce;
-    const bool is_whole = column + kColumnsAtOnce <= dim;
     const char* from = values_of(job.chunk, pair) + column / kTileColumns * kTileBytes;
     if (pair == 0) clear_sums();
     reads_memory(from);
@@ -306,18 +301,11 @@ class TileAttention {
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, from + kTileBytes, kTileLine);
     _tile_dpbf16ps(1, 4, 7);
-    if (is_whole) {
-      _tile_loadd(6, from + 2 * kTileBytes, kTileLine);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(7, from + 3 * kTileBytes, kTileLine);
-      _tile_dpbf16ps(3, 4, 7);
-    }
-    if (pair + 1 < num_pairs) return;
-    _tile_stored(0, sums + column, dim * 4);
-    _tile_stored(1, sums + column + kTileColumns, dim * 4);
-    if (!is_whole) return;
-    _tile_stored(2, sums + column + 2 * kTileColumns, dim * 4);
-    _tile_stored(3, sums + column + 3 * kTileColumns, dim * 4);
+    _tile_loadd(6, from + 2 * kTileBytes, kTileLine);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, from + 3 * kTileBytes, kTileLine);
+    _tile_dpbf16ps(3, 4, 7);
+    if (pair + 1 == num_pairs) store_sums(sums + column, dim * 4);
   }
 
   void write_sums(const Job& job) {

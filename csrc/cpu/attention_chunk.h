@@ -17,8 +17,9 @@ struct Chunk {
   const float *key_scales[kChunkBlocks], *value_scales[kChunkBlocks];
 };
 
-inline int num_keys_of(const Item& item, int64_t chunk) {
-  const int64_t left = item.num_keys - chunk * kChunkKeys;
+// Of so many keys of a row; none or fewer where it ends before the chunk.
+inline int keys_in_chunk(int64_t num_keys, int64_t chunk) {
+  const int64_t left = num_keys - chunk * kChunkKeys;
   return static_cast<int>(left < kChunkKeys ? left : kChunkKeys);
 }
 inline int num_blocks_of(int num_keys) { return (num_keys + kKvBlockSize - 1) / kKvBlockSize; }
@@ -33,10 +34,10 @@ Chunk<T> locate(const PagedAttentionParams& p, const Item& item, int64_t chunk, 
   const auto block_of = [&](const Item& of, int64_t index) {
     return int64_t{p.block_table[of.seq * p.max_blocks_per_seq + index]} * p.num_kv_heads + of.group;
   };
-  Chunk<T> c;
-  c.num_keys = num_keys_of(item, chunk);
+  Chunk<T> c{};
+  c.num_keys = keys_in_chunk(item.num_keys, chunk);
   c.num_blocks = num_blocks_of(c.num_keys);
-  const int num_next = num_blocks_of(num_keys_of(next, next_chunk));
+  const int num_next = num_blocks_of(keys_in_chunk(next.num_keys, next_chunk));
   for (int b = 0; b < c.num_blocks; ++b) {
     const int64_t block = block_of(item, chunk * kChunkBlocks + b);
     c.keys[b] = keys + block * block_elements;
