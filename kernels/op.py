@@ -86,7 +86,9 @@ class Op:
     layouts: name -> function(array, dtype, pool) that brings an argument into the form an implementation takes
     (packed weights); reference_forms: name -> function(array, dtype) that brings it into the form the reference takes.
     tolerance(case) -> (rtol, atol) between an implementation and the reference.
-    bytes_moved(axes, dtypes), flops(axes): the floor, for benchmarks.
+    bytes_moved(axes, dtypes), flops(axes): the floor, for benchmarks. multiplies: the argument whose dtype says which
+    product of matrices is the roof of those flops; None: they are not products of matrices. moves_on: a run goes on
+    where the last one ended, as decoding does, so that who repeats it gives it its first inputs again.
     """
 
     name: str
@@ -102,6 +104,8 @@ class Op:
     tolerance: Callable[[Case], tuple[float, float]] = lambda case: (1e-5, 1e-5)
     bytes_moved: Callable[..., int] | None = None
     flops: Callable[..., int] | None = None
+    multiplies: str | None = None
+    moves_on: bool = False
 
     def solve_axes(self, shapes: Mapping[str, Sequence[int]], known: Mapping[str, int] | None = None) -> dict[str, int]:
         """Sizes of all axes from the shapes of the arguments; InvalidRequestError names the argument that disagrees."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,9 @@ def test_row_holds_what_the_table_shows(quick_bench, capsys):
     found = json.loads(printed.out)
     (row,) = found["rows"]
     assert row["op"] == "rope_append" and row["impl"] == _C.chosen_isa()
-    assert 0 < row["p10_us"] <= row["us"] <= row["p90_us"] and row["gb_s"] > 0 and row["read_share"] > 0
+    assert 0 < row["p10_us"] <= row["us"] <= row["p90_us"] and row["gb_s"] > 0
+    assert row["floor_share"] == pytest.approx(row["floor_us"] / row["us"]) and row["floor_of"] == "reading"
+    assert row["floor_us"] > found["roofs"]["barrier"]["us"]
     assert f"{row['us']:.1f} us" in printed.err and f"{found['roofs']['read_gb_s']:.1f} GB/s" in printed.err
     assert found["machine"]["threads"] == 1 and set(found["key"]) < row.keys() and found["metric"] in row
 
@@ -32,6 +35,24 @@ def test_wrong_implementation_is_reported_and_not_timed(quick_bench, monkeypatch
     assert cli.main(["op", "rope_append", "--threads", "1", "--json"]) == 1
     printed = capsys.readouterr()
     assert "WRONG, not timed" in printed.err and "us" not in json.loads(printed.out)["rows"][0]
+
+
+def test_every_run_of_an_op_that_moves_on_gets_the_same_inputs(quick_bench, monkeypatch, capsys):
+    seen = []
+
+    def recorded(trial, pool):
+        return SimpleNamespace(run=lambda: (seen.append(trial._args["codes"].numpy().copy()), trial.run()))
+
+    monkeypatch.setattr(ops, "Recorded", recorded)
+    assert cli.main(["op", "verify_drafts", "--case", "W1-", "--threads", "1"]) == 0
+    assert len(seen) > 2 and all((codes == seen[0]).all() for codes in seen)
+
+
+def test_cases_far_from_their_floor_are_named_at_the_end(quick_bench, monkeypatch, capsys):
+    monkeypatch.setattr(ops, "FAR_FROM_FLOOR", 1e9)
+    assert cli.main(["op", "fsq_decode", "--threads", "1"]) == 0
+    *_, count, row = capsys.readouterr().out.splitlines()
+    assert count.startswith("1 of 1 measurements") and "fsq_decode" in row and "floor" in row
 
 
 def test_every_instruction_set_of_the_processor_can_be_asked_for(quick_bench, capsys):

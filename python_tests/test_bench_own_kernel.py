@@ -11,6 +11,7 @@ import pytest
 
 from simplear_engine.bench import Case, compare
 from simplear_engine.errors import InvalidRequestError
+from simplear_engine.kernels.op import all_ops
 
 FLOATS = {"x": "float32", "weight": "float32", "y": "float32"}
 CASE = Case({"N": 3, "M": 5, "K": 37}, FLOATS, {"accumulate": 0})
@@ -71,6 +72,18 @@ def test_tensors_can_be_had_in_place_of_arrays(quick_bench):
         linear(x.numpy(), weight.numpy(), bias.numpy(), y.numpy())
 
     compare("linear", mine, case=CASE, threads=1, seconds=0, tensors=True)
+
+
+def test_op_that_moves_on_gets_its_first_inputs_every_time(quick_bench):
+    declared, seen = all_ops()["verify_drafts"], []
+
+    def mine(**given):
+        seen.append(given["codes"].copy())
+        for name, value in declared.reference(**given).items():
+            given[name][:] = value
+
+    compare("verify_drafts", mine, threads=1, seconds=0)
+    assert len(seen) > 2 and all((codes == seen[0]).all() for codes in seen)
 
 
 @pytest.mark.parametrize(

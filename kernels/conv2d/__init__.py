@@ -159,4 +159,5 @@ OP = Op(
         * (a["B"] * (a["H"] * a["W"] * a["C"] + a["P"] * a["Q"] * a["M"]) + a["N"] * a["M"] * a["R"] ** 2 * a["C"])
     ),
     flops=lambda a: 2 * a["B"] * a["P"] * a["Q"] * a["M"] * a["R"] ** 2 * a["C"],
+    multiplies="weight",
 )

@@ -81,6 +81,7 @@ OP = Op(
     tolerance=tolerance,
     bytes_moved=lambda a, dtypes: weight_bytes(a["M"], a["K"], dtypes["weight"]),
     flops=lambda a: 2 * a["N"] * a["M"] * a["K"],
+    multiplies="weight",
 )
 
 

@@ -132,4 +132,5 @@ OP = Op(
     tolerance=lambda case: (8e-3, 1e-4) if case.dtypes["out"] == "bfloat16" else (1e-5, 2e-6),
     bytes_moved=lambda a, dtypes: 2 * a["S"] * (a["T"] - 1) * 16 * a["G"] * bytes_of_key(a["E"], dtypes["k_cache"]),
     flops=lambda a: 4 * a["N"] * (a["T"] - 1) * 16 * a["H"] * a["E"],
+    multiplies="out",
 )

@@ -48,4 +48,5 @@ OP = Op(
     tolerance=lambda case: (1e-2, 1e-2) if case.dtypes["y"] == "bfloat16" else (1e-5, 1e-5),
     bytes_moved=lambda a, dtypes: a["B"] * a["H"] * a["W"] * a["C"] * 5 * (2 if dtypes["y"] == "bfloat16" else 4),
     flops=lambda a: 4 * a["B"] * (a["H"] * a["W"]) ** 2 * a["C"],
+    multiplies="qkv",
 )

@@ -167,4 +167,5 @@ OP = Op(
     bench_cases=[case(LENGTHS[windows], 151672, 32) for windows in (1, 2, 9)],
     tolerance=lambda case: (0, 0),
     bytes_moved=lambda a, dtypes: 4 * (12 * a["P"] + 6 * a["N"] + 2 * a["S"] + 5 * a["W"]),
+    moves_on=True,
 )

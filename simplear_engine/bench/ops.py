@@ -3,6 +3,10 @@
 Every figure is taken after the implementation has passed the check against the reference on that very case, in the same
 process; one that fails is reported and not timed. Implementations of a case take turns. Inputs stay in cache from call
 to call where they fit: figures of small cases are compute figures.
+
+The floor of a case is what reading its bytes from memory takes, or its arithmetic at the pace of a product of matrices
+with many rows, whichever is longer, one barrier of all threads and the call from Python. Where a case stays in cache it
+may be beaten.
 """
 
 import sys
@@ -10,8 +14,8 @@ import sys
 from simplear_engine import _C
 from simplear_engine.backend import CpuBackend
 from simplear_engine.bench import arguments, plots, progress, results
-from simplear_engine.bench.machine import Roofs, one_line
-from simplear_engine.bench.timing import Times, in_turns
+from simplear_engine.bench.machine import Roofs, barrier, one_line
+from simplear_engine.bench.timing import Times, in_turns, turn
 from simplear_engine.errors import InvalidRequestError, UnsupportedError
 from simplear_engine.kernels.op import Case, Op, all_ops
 from simplear_engine.kernels.quantization import QUANTIZED
@@ -24,6 +28,7 @@ ROUNDS = 5
 GRAPH_RUNS = 20  # of a Triton op in one CUDA graph, so that starting it from Python is no part of its time
 TURN_SECONDS = 0.1
 MIN_RUNS = 2
+FAR_FROM_FLOOR = 0.5  # of it, below which a case is named once more at the end
 
 EXAMPLES = """\
 examples:
@@ -49,12 +54,14 @@ def add_arguments(parser) -> None:
 
 
 class Recorded:
-    """A trial's call in a program, as a step would run it: the time of a run is the kernel's and not Python's."""
+    """A trial's call in a program, as a step would run it: the time of a run is the kernel's and not Python's. Without a
+    trial the program is empty."""
 
-    def __init__(self, trial: Trial, pool: _C.ThreadPool):
+    def __init__(self, trial: Trial | None, pool: _C.ThreadPool):
         self._program, self._pool = _C.Program(), pool
         self._plan = _C.StepPlan(max_tokens=1, max_pairs=1, max_logit_rows=1, max_draws=1, max_blocks_per_seq=1)
-        trial.op.record(self._program, trial.impl, trial._args, **trial.case.scalars)
+        if trial is not None:
+            trial.op.record(self._program, trial.impl, trial._args, **trial.case.scalars)
 
     def run(self) -> None:
         self._program.run(self._plan, self._pool)
@@ -104,18 +111,35 @@ def run(options) -> dict:
         )
     backend = CpuBackend(options.threads)
     impls = {name: implementations(name, options.impl, backend) for name in {op.name for op, _ in chosen}}
-    roofs, rows = Roofs(backend), []
+    roofs, barriers, rows = Roofs(backend), barrier(backend.pool), []
+    call = Times.of(turn(Recorded(None, backend.pool).run, TURN_SECONDS))
     for op, case in progress.bar(chosen, desc="ops"):
-        roofs.measure()
+        roofs.measure(unit_of(op, case))
         for row in measure(op, impls[op.name], case, backend.pool):
-            if "gb_s" in row:
-                row["read_share"] = row["gb_s"] * 1e9 / roofs.read
+            if "us" in row and row["impl"] in _C.compiled_isas():
+                row |= floor(op, case, roofs, barriers.median + call.median, row["us"])
             rows.append(row)
             progress.write(line_of(row), sys.stderr if options.json else sys.stdout)
-    # The matrix product is a roof of the picture only.
-    weights = {case.dtypes["weight"] for case in ops["linear"].bench_cases if "weight" in case.dtypes}
-    roofs.measure(*sorted(weights if options.plot is not None else ()))
-    return results.document("op", backend, rows, KEY, "us", roofs=roofs.fields())
+    fixed = {"barrier": barriers.fields("us"), "call": call.fields("us")}
+    return results.document("op", backend, rows, KEY, "us", roofs={**roofs.fields(), **fixed})
+
+
+def unit_of(op: Op, case: Case) -> str:
+    """The dtype whose product of matrices bounds the arithmetic of a case. Without such a product it is float32's, which
+    keeps every vector unit busy."""
+    return case.dtypes[op.multiplies] if op.multiplies else "float32"
+
+
+def floor(op: Op, case: Case, roofs: Roofs, fixed_seconds: float, us: float) -> dict:
+    """{"floor_us", "floor_share", "floor_of"}"""
+    seconds = {"reading": 0.0, "arithmetic": 0.0}
+    if op.bytes_moved is not None:
+        seconds["reading"] = op.bytes_moved(case.axes, case.dtypes) / roofs.read
+    if op.flops is not None and (peak := roofs.gemm(unit_of(op, case))):
+        seconds["arithmetic"] = op.flops(case.axes) / peak
+    longer = max(seconds, key=seconds.__getitem__)
+    floor_us = (seconds[longer] + fixed_seconds) * 1e6
+    return {"floor_us": floor_us, "floor_share": floor_us / us, "floor_of": longer}
 
 
 def implementations(op: str, asked: str | None, backend: CpuBackend) -> list[str]:
@@ -135,7 +159,8 @@ def implementations(op: str, asked: str | None, backend: CpuBackend) -> list[str
 
 def measure(op: Op, impls: list[str], case: Case, pool: _C.ThreadPool) -> list[dict]:
     """A row of the table for each implementation; where the check fails, it has "error" and no times."""
-    rows, runs = [], {}
+    rows, runs, before = [], {}, {}
+    graph_runs = 1 if op.moves_on else GRAPH_RUNS
     for impl in impls:
         if impl == "triton" and case.dtypes.get("weight") in QUANTIZED:
             continue  # packed for the CPU's instructions
@@ -144,16 +169,18 @@ def measure(op: Op, impls: list[str], case: Case, pool: _C.ThreadPool) -> list[d
         trial.run()
         try:
             trial.check()
-            runs[impl] = trial.repeated(GRAPH_RUNS) if impl == "triton" else Recorded(trial, pool).run
+            runs[impl] = trial.repeated(graph_runs) if impl == "triton" else Recorded(trial, pool).run
+            if op.moves_on:
+                before[impl] = trial.rewind
         except AssertionError as error:
             row["error"] = one_line(error)
         rows.append(row)
-    times = in_turns(runs, ROUNDS, TURN_SECONDS, MIN_RUNS)
+    times = in_turns(runs, ROUNDS, TURN_SECONDS, MIN_RUNS, before)
     for row in rows:
         if row["impl"] in times:
             of_impl = times[row["impl"]]
             if row["impl"] == "triton":
-                of_impl = Times(tuple(seconds / GRAPH_RUNS for seconds in of_impl.seconds))
+                of_impl = Times(tuple(seconds / graph_runs for seconds in of_impl.seconds))
             row |= figures(op, case, of_impl)
     return rows
 
@@ -177,13 +204,27 @@ def line_of(row: dict) -> str:
     if "gflop_s" in row:
         text += f"  {row['gflop_s']:7.1f} GFLOP/s"
     if "gb_s" in row:
-        text += f"  {row['gb_s']:6.1f} GB/s, {row['read_share']:.0%} of a read"
+        text += f"  {row['gb_s']:6.1f} GB/s"
+    if "floor_us" in row:
+        text += f"  {row['floor_share']:5.0%} of its floor ({row['floor_of']})"
     return text
 
 
 def lines(document: dict) -> list[str]:
     """What is left to say: the rows were printed as they came."""
-    return [f"a plain read in between: {document['roofs']['read_gb_s']:.1f} GB/s"]
+    roofs, rows = document["roofs"], [row for row in document["rows"] if "floor_us" in row]
+    peaks = ", ".join(f"{dtype} {peak:.0f} GFLOP/s" for dtype, peak in roofs["gemm_gflop_s"].items())
+    far = [row for row in rows if row["floor_share"] < FAR_FROM_FLOOR]
+    return [
+        f"in between: a plain read {roofs['read_gb_s']:.1f} GB/s; products of many rows: {peaks or 'no case'}; "
+        f"a barrier {roofs['barrier']['us']:.2f} us, a call {roofs['call']['us']:.2f} us",
+        f"{len(far)} of {len(rows)} measurements reach less than {FAR_FROM_FLOOR:.0%} of their floor"
+        + "".join(
+            f"\n{row['op']:<17} {row['impl']:<12} {row['case']:<62} {row['us']:>10.1f} us, floor {row['floor_us']:.1f} us: "
+            f"{row['floor_share']:.0%}"
+            for row in sorted(far, key=lambda row: row["floor_share"])
+        ),
+    ]
 
 
 plot = plots.roofline

@@ -81,7 +81,8 @@ def compare(
     except AssertionError as error:
         raise InvalidRequestError(f"{op} {chosen.id}: your function is wrong, not timed: {one_line(error)}") from None
     runs = {"ours": Recorded(ours, backend.pool).run, "mine": call}
-    times = in_turns(runs, TURNS, seconds / TURNS / 2)
+    before = {"ours": ours.rewind, "mine": theirs.rewind} if declared.moves_on else {}
+    times = in_turns(runs, TURNS, seconds / TURNS / 2, before=before)
     found = Comparison(op, impl, chosen.id, times["ours"], times["mine"])
     print(found)
     return found

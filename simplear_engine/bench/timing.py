@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class Times:
         return {unit: self.median * scale, f"p10_{unit}": self.p10 * scale, f"p90_{unit}": self.p90 * scale}
 
 
-def turn(run: Callable[[], object], seconds: float, min_runs: int = 1) -> list[float]:
-    """Seconds of each run of one turn, which ends when `seconds` are spent and at least `min_runs` counted."""
+def turn(
+    run: Callable[[], object], seconds: float, min_runs: int = 1, before: Callable[[], object] = lambda: None
+) -> list[float]:
+    """Seconds of each run of one turn, which ends when `seconds` are spent and at least `min_runs` counted. Each comes
+    after a call of `before`, which is not timed."""
+    before()
     run()
     times: list[float] = []
     while len(times) < min_runs or sum(times) < seconds:
+        before()
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -55,11 +61,15 @@ def turn(run: Callable[[], object], seconds: float, min_runs: int = 1) -> list[f
 
 
 def in_turns(
-    runs: Mapping[Hashable, Callable[[], object]], rounds: int, seconds: float, min_runs: int = 1
+    runs: Mapping[Hashable, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    min_runs: int = 1,
+    before: Mapping[Hashable, Callable[[], object]] = MappingProxyType({}),
 ) -> dict[Hashable, Times]:
     """Every run gets one turn in each round."""
     times: dict[Hashable, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
-            times[key] += turn(run, seconds, min_runs)
+            times[key] += turn(run, seconds, min_runs, before.get(key, lambda: None))
     return {key: Times.of(spent) for key, spent in times.items()}

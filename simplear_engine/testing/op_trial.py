@@ -35,8 +35,14 @@ class Trial:
     def run(self) -> None:
         self.op.run(self.impl, self._pool, self._args, **self.case.scalars)
 
+    def rewind(self) -> None:
+        """Gives the op its first inputs again, where a run has written over them."""
+        for name, spec in self.op.args.items():
+            if spec.role == "inout" and name in self._arrays:
+                self._args[name].numpy()[...] = self._given(name).numpy()
+
     def check(self) -> None:
-        """To be called after the first `run()`."""
+        """To be called after the first `run()`, or after one that followed a `rewind()`."""
         inputs = dict(self._arrays)
         for name, form in self.op.reference_forms.items():
             inputs[name] = form(inputs[name], self._dtype(name))

@@ -16,6 +16,12 @@ class TritonTrial(SimtTrial):
     def run(self) -> None:
         self._program.run()
 
+    def rewind(self) -> None:
+        super().rewind()
+        for name, spec in self.op.args.items():
+            if spec.role == "inout" and name in self._args:
+                self._program.write(self._args[name])
+
     def repeated(self, times: int):
         """TritonProgram.repeated"""
         return self._program.repeated(times)
