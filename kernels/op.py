@@ -61,17 +61,21 @@ def InOut(shape: str, dtypes: tuple[str, ...], optional: bool = False, gpu_dtype
 
 @dataclass(frozen=True)
 class Case:
-    """One set of sizes to test or to time: axis values, dtypes of polymorphic arguments, and scalars."""
+    """One set of sizes to test or to time: axis values, dtypes of polymorphic arguments, and scalars.
+
+    inputs: values that fill an argument which make_inputs else varies.
+    """
 
     axes: Mapping[str, int]
     dtypes: Mapping[str, str] = field(default_factory=dict)
     scalars: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         parts = [f"{axis}{size}" for axis, size in self.axes.items()]
         parts += [f"{name}={dtype}" for name, dtype in self.dtypes.items()]
-        parts += [f"{name}={value}" for name, value in self.scalars.items()]
+        parts += [f"{name}={value}" for name, value in [*self.scalars.items(), *self.inputs.items()]]
         return "-".join(parts)
 
 

@@ -121,32 +121,53 @@ inline float from_sort_key(uint32_t key) {
   return x;
 }
 
-// The largest t such that the entries z >= t weigh at least `target` together (radix descent over sort keys, most
-// significant bits first). weight(z) >= 0 is added in order of index.
-template <class Weight>
-inline float upper_threshold(const float* z, int64_t n, double target, const Weight& weight) {
-  constexpr int kBits = 8, kBins = 1 << kBits;
-  uint32_t prefix = 0;
-  for (int shift = 32 - kBits; shift >= 0; shift -= kBits) {
-    double mass[kBins] = {};
-    bool present[kBins] = {};
-    for (int64_t v = 0; v < n; ++v) {
-      const uint32_t key = sort_key(z[v]);
-      if (shift < 32 - kBits && key >> (shift + kBits) != prefix) continue;
-      mass[key >> shift & (kBins - 1)] += weight(z[v]);
-      present[key >> shift & (kBins - 1)] = true;
+// Where a threshold cuts n numbers.
+struct Cut {
+  double weight;       // of those that are not below it
+  float above, below;  // the smallest of those, and the largest of the others
+};
+
+// weights: of each number; null: 1. Sums of a block are float32, so that a lower threshold never weighs less.
+inline Cut cut_at(const float* z, const float* weights, int64_t n, float threshold) {
+  constexpr int64_t kBlock = 16 * kLanes;
+  Cut cut{0.0, INFINITY, -INFINITY};
+  Vec above = splat(INFINITY), below = splat(-INFINITY);
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+    Vec sum{};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vec value = load(z + i);
+      const VecI is_in = value >= threshold;
+      sum += is_in ? (weights ? load(weights + i) : splat(1.0f)) : Vec{};
+      above = min(is_in ? value : splat(INFINITY), above);
+      below = max(is_in ? splat(-INFINITY) : value, below);
     }
-    int chosen = -1;
-    for (int bin = kBins - 1; bin >= 0; --bin) {
-      if (!present[bin]) continue;
-      chosen = bin;
-      if (mass[bin] >= target) break;
-      target -= mass[bin];
+    cut.weight += reduce_add(sum);
+    for (; i < end; ++i) {
+      if (z[i] >= threshold) cut.weight += weights ? weights[i] : 1.0f;
+      if (z[i] >= threshold && z[i] < cut.above) cut.above = z[i];
+      if (z[i] < threshold && z[i] > cut.below) cut.below = z[i];
     }
-    if (chosen < 0) return -INFINITY;
-    prefix = prefix << kBits | static_cast<uint32_t>(chosen);
   }
-  return from_sort_key(prefix);
+  const float least = -reduce_max(-above), most = reduce_max(below);
+  return {cut.weight, least < cut.above ? least : cut.above, most > cut.below ? most : cut.below};
+}
+
+// The largest number of z such that those that are not below it weigh `target` or more. The range in which it lies is
+// halved until nothing is left between its ends; now and then by the order of all floats instead of by value, which
+// is 32 halvings at most, whatever outliers there are.
+inline float upper_threshold(const float* z, const float* weights, int64_t n, double target) {
+  float low = cut_at(z, weights, n, -INFINITY).above, high = cut_at(z, weights, n, INFINITY).below;
+  for (int pass = 1; low < high; ++pass) {
+    const uint32_t low_key = sort_key(low), high_key = sort_key(high);
+    float middle = pass % 4 == 0 ? from_sort_key(low_key + (high_key - low_key + 1) / 2) : low + (high - low) / 2;
+    if (!(middle > low && middle <= high)) middle = high;
+    const Cut cut = cut_at(z, weights, n, middle);
+    if (cut.weight >= target) low = cut.above;
+    else high = cut.below;
+  }
+  return low;
 }
 
 // The k-th largest of z, k in 1 .. kSmallTopK: one pass that looks closer only where a block holds something larger.
@@ -172,18 +193,28 @@ inline float kth_largest(const float* z, int64_t n, int32_t k) {
   return top[k - 1];
 }
 
-// The smallest z that top_k, then top_p leave of all n.
-inline float allowed_threshold(const float* z, int64_t n, int32_t top_k, float top_p) {
+// exp(z - top), 0 below the threshold; room for whole vectors. Returns their sum.
+inline double weigh(const float* z, int64_t n, float threshold, float* weights) {
+  Vec top = splat(-INFINITY);
+  alignas(64) float last[kLanes];
+  const int64_t whole = n / kLanes * kLanes;
+  for (int lane = 0; lane < kLanes; ++lane) last[lane] = whole + lane < n ? z[whole + lane] : -INFINITY;
+  for (int64_t i = 0; i < n; i += kLanes) top = max(load(i < whole ? z + i : last), top);
+  const float most = reduce_max(top);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec value = load(i < whole ? z + i : last);
+    store(weights + i, value >= threshold ? exp(value - most) : Vec{});
+  }
+  return cut_at(z, weights, n, -INFINITY).weight;
+}
+
+// The smallest z that top_k, then top_p leave of all n. weights: memory for n floats and a vector more.
+inline float allowed_threshold(const float* z, int64_t n, int32_t top_k, float top_p, float* weights) {
   float threshold = -INFINITY;
-  if (top_k < n && top_k <= kSmallTopK) threshold = kth_largest(z, n, top_k);
-  else if (top_k < n) threshold = upper_threshold(z, n, top_k, [](float) { return 1.0; });
+  if (top_k < n) threshold = top_k <= kSmallTopK ? kth_largest(z, n, top_k) : upper_threshold(z, nullptr, n, top_k);
   if (top_p < 1.0f) {
-    float top = -INFINITY;
-    for (int64_t v = 0; v < n; ++v) top = z[v] > top ? z[v] : top;
-    const auto weight = [&](float x) { return x >= threshold ? static_cast<double>(expf(x - top)) : 0.0; };
-    double total = 0;
-    for (int64_t v = 0; v < n; ++v) total += weight(z[v]);
-    const float nucleus = upper_threshold(z, n, top_p * total, weight);
+    const double total = weigh(z, n, threshold, weights);
+    const float nucleus = upper_threshold(z, weights, n, top_p * total);
     threshold = nucleus > threshold ? nucleus : threshold;
   }
   return threshold;

@@ -70,7 +70,7 @@ def make_inputs(case, rng):
     hidden[np.setdiff1d(np.arange(a["M"]), from_row)] = np.nan
     if draws > 5:
         hidden[from_row[order[5]]] = np.inf
-    return {
+    inputs = {
         "hidden": hidden,
         "rows": from_row,
         "norm_weight": rng.standard_normal(a["K"]).astype(np.float32),
@@ -88,11 +88,14 @@ def make_inputs(case, rng):
         "guided": np.full((draws, codes), -7, np.float32),
         "last_code": rng.integers(0, codes, a["S"]).astype(np.int32),
     }
+    for name, value in case.inputs.items():
+        inputs[name][:] = value
+    return inputs
 
 
-def case(draws, rows, codes, k, weight, norm="float32"):
+def case(draws, rows, codes, k, weight, norm="float32", **inputs):
     axes = {"P": draws, "R": rows, "M": rows + 2, "V": codes, "K": k, "S": draws + 1}
-    return Case(axes, {"norm_weight": norm, "weight": weight}, {"eps": 1e-6})
+    return Case(axes, {"norm_weight": norm, "weight": weight}, {"eps": 1e-6}, inputs)
 
 
 def tolerance(case):
@@ -148,7 +151,13 @@ OP = Op(
         ]
         for weight, norm in zip(WEIGHT, ("float32", "bfloat16", "bfloat16", "float32"), strict=True)
     ],
-    bench_cases=[case(draws, 2 * draws, 64000, 896, weight, "bfloat16") for weight in WEIGHT for draws in (1, 8)],
+    # As drawn by default, and with both filters.
+    bench_cases=[
+        case(draws, 2 * draws, 64000, 896, weight, "bfloat16", temperature=1.0, top_k=top_k, top_p=top_p)
+        for top_k, top_p in [(64000, 1.0), (2000, 0.9)]
+        for weight in WEIGHT
+        for draws in (1, 8)
+    ],
     tolerance=tolerance,
     bytes_moved=lambda a, dtypes: weight_bytes(a["V"], a["K"], dtypes["weight"]),
     flops=lambda a: 2 * a["R"] * a["V"] * a["K"] + 60 * a["P"] * a["V"],

@@ -13,6 +13,12 @@ inline bool is_filtered(const HeadSampleParams& p, int64_t draw) {
   return p.top_k[draw] < p.num_codes || p.top_p[draw] < 1.0f;
 }
 
+inline bool any_filtered(const HeadSampleParams& p) {
+  bool any = false;
+  for (int64_t draw = 0; draw < p.num_draws; ++draw) any |= is_filtered(p, draw);
+  return any;
+}
+
 // What all threads share for one call, in the scratch of thread 0.
 struct Shared {
   ChunkResult* chunks;  // [P, chunks]
@@ -58,13 +64,15 @@ void use_chunk(const HeadSampleParams& p, const Shared& shared, int64_t chunk, i
       std::memcpy(p.logits + row * p.num_codes + first, logits + row * kChunk, count * sizeof(float));
 }
 
-// The filtered draws, now that all of their z is there.
-void sample_filtered(const HeadSampleParams& p, const Shared& shared, int64_t num_chunks, ThreadPool& pool) {
-  parallel_for(pool, p.num_draws, [&](int64_t begin, int64_t end, int) {
+// The filtered draws, now that all of their z is there. own(thread): its memory for numbers of each code.
+template <class Own>
+void sample_filtered(const HeadSampleParams& p, const Shared& shared, int64_t num_chunks, const Own& own,
+                     ThreadPool& pool) {
+  parallel_for(pool, p.num_draws, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t draw = begin; draw < end; ++draw)
       if (is_filtered(p, draw))
         shared.thresholds[draw] =
-            allowed_threshold(p.guided + draw * p.num_codes, p.num_codes, p.top_k[draw], p.top_p[draw]);
+            allowed_threshold(p.guided + draw * p.num_codes, p.num_codes, p.top_k[draw], p.top_p[draw], own(thread));
   });
   parallel_for(pool, p.num_draws * num_chunks, grain_of(kChunk * 8), [&](int64_t begin, int64_t end, int) {
     alignas(64) float z[kChunk];
@@ -85,16 +93,22 @@ void head_sample(const HeadSampleParams& p, ThreadPool& pool) {
   const RowSource source{
       {const_cast<float*>(p.hidden), DType::kFloat32}, p.rows, p.norm_weight, p.eps, p.num_rows, p.hidden_size};
   const size_t shared_bytes = Shared::bytes(p, num_chunks), rows_bytes = operand_bytes(source, p.weight.dtype);
+  // A thread's own memory holds logits of a chunk, later a filtered draw's weights of the codes.
+  const bool has_filtered = any_filtered(p);
   const size_t logits_bytes = p.num_rows * kChunk * sizeof(float);
-  char* memory = static_cast<char*>(pool.scratch(0, shared_bytes + rows_bytes + logits_bytes));
+  const size_t weights_bytes = has_filtered ? (p.num_codes + kLanes) * sizeof(float) : 0;
+  const size_t own_bytes = logits_bytes > weights_bytes ? logits_bytes : weights_bytes;
+  char* memory = static_cast<char*>(pool.scratch(0, shared_bytes + rows_bytes + own_bytes));
+  const auto own = [&](int thread) {
+    return reinterpret_cast<float*>(thread == 0 ? memory + shared_bytes + rows_bytes
+                                                : static_cast<char*>(pool.scratch(thread, own_bytes)));
+  };
   const Shared shared(p, num_chunks, memory);
   const Operand x = prepare(source, p.weight.dtype, memory + shared_bytes, pool);
 
   const int64_t grain = (panel_grain(p.num_rows, p.hidden_size) + kChunkPanels - 1) / kChunkPanels;
   shared_for(pool, num_chunks, grain, [&](int64_t begin, int64_t end, int thread) {
-    char* own =
-        thread == 0 ? memory + shared_bytes + rows_bytes : static_cast<char*>(pool.scratch(thread, logits_bytes));
-    float* logits = reinterpret_cast<float*>(own);  // [R, kChunk]
+    float* logits = own(thread);  // [R, kChunk]
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kChunkPanels, last = first + kChunkPanels;
       product(x, p.num_rows, p.weight, p.num_codes, first, last < panels ? last : panels,
@@ -105,9 +119,7 @@ void head_sample(const HeadSampleParams& p, ThreadPool& pool) {
     }
   });
 
-  bool any_filtered = false;
-  for (int64_t draw = 0; draw < p.num_draws; ++draw) any_filtered |= is_filtered(p, draw);
-  if (any_filtered) sample_filtered(p, shared, num_chunks, pool);
+  if (has_filtered) sample_filtered(p, shared, num_chunks, own, pool);
   for (int64_t draw = 0; draw < p.num_draws; ++draw) {
     const Sampled sampled = join_chunks(shared.chunks + draw * num_chunks, num_chunks, p.temperature[draw] == 0.0f);
     p.token[draw] = sampled.token;
