@@ -113,6 +113,13 @@ struct TileOfRows {
   int64_t row_bytes;
 };
 
+// Asks for the lines of `count` lines of weights that are a panel's apart.
+template <int count>
+inline void ask_for(const char* weights) {
+#pragma GCC unroll 16
+  for (int i = 0; i < count; ++i) asm volatile("prefetcht0 %0" ::"m"(weights[i * kPanelLine]));
+}
+
 // Asks for `count` lines of weights a little further on. Loads of tiles jump from line to line, in a way that hardware
 // does not foresee; the more so when another thread shares the core.
 template <int count, int64_t stride = 64>
@@ -175,6 +182,22 @@ inline void add_products(const TileOfRows& a, const TileOfRows& b, const char* p
     ask_ahead<8, kPanelLine>(w + 8 * kPanelLine + 64);
     w += kTileDepth / 2 * kPanelLine;
   }
+}
+
+// The same for two tiles of lines that follow each other and 32 k. next: weights to ask for meanwhile.
+inline void multiply_lines(const char* x, const char* w, const char* next) {
+  _tile_loadd(6, w, kPanelLine);
+  _tile_loadd(4, x, kTileDepth * 2);
+  _tile_dpbf16ps(0, 4, 6);
+  ask_for<8>(next);
+  _tile_loadd(7, w + 64, kPanelLine);
+  _tile_dpbf16ps(1, 4, 7);
+  ask_for<8>(next + 8 * kPanelLine);
+  _tile_loadd(5, x + kTileRows * kTileDepth * 2, kTileDepth * 2);
+  _tile_dpbf16ps(2, 5, 6);
+  ask_for<8>(next + 64);
+  _tile_dpbf16ps(3, 5, 7);
+  ask_for<8>(next + 8 * kPanelLine + 64);
 }
 
 // Integer products of 32 signed bytes of the rows with a group of a panel's unsigned ones. meanwhile(part), for parts 0

@@ -7,10 +7,10 @@
 // positions of a 2x2 cell has weights of its own, and pad is 1 - (its row or column in the cell). Nearest-neighbour x2
 // followed by a 3x3 convolution comes down to that with 2x2 kernels, at 4/9 of the products.
 //
-// Products and sums in float32, rounded once at the end; x and weight have the same type. Each output is summed over
-// (u, v, c) in ascending order by one accumulator, whatever its neighbours are (contract C2). The arithmetic is the
-// floor: 2 * B * H_out * W_out * M * taps * C operations. A group of weight panels stays in the second-level cache
-// while the pixels stream past it.
+// Products and sums in float32, rounded once at the end; x and weight have the same type. Each output is summed by one
+// accumulator, in an order that depends on the number of channels and taps alone, whatever its neighbours are (contract
+// C2). The arithmetic is the floor: 2 * B * H_out * W_out * M * taps * C operations. A group of weight panels stays in
+// the second-level cache while the pixels stream past it.
 #pragma once
 
 #include "core/op.h"

@@ -1,5 +1,6 @@
 #include "kernels/conv2d/conv2d.h"
 
+#include "cpu/amx_conv.h"
 #include "cpu/gemm_tile.h"
 
 namespace simplear::SIMPLEAR_ISA {
@@ -185,8 +186,8 @@ void finish_pixels(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const 
   }
 }
 
-// run_block with AMX: tiles of 16 pixels by a whole panel of channels, or of 32 pixels by half a panel twice, which
-// load less. sums: [pixels][64]; copied: 2 * kTileRows * even(channels) numbers.
+// run_block with AMX: tiles of 16 pixels by a panel of channels. sums: [pixels][64]; copied: kTileRows *
+// even(channels) numbers.
 template <class Y>
 void run_amx_block(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const uint16_t* weight, int64_t pixel,
                    int64_t end, int64_t channel, int first_tap, int end_tap, float* sums, uint16_t* copied) {
@@ -194,22 +195,6 @@ void run_amx_block(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const 
   const int num_taps = p.kernel * p.kernel, left = static_cast<int>(length % kTileDepth / 2);
   const char* panel = reinterpret_cast<const char*>(weight + channel / kPanelRows * num_taps * length * kPanelRows);
   const int64_t tap_bytes = length * kPanelRows * 2;
-  for (; left == 0 && pixel + 2 * kTileRows <= end; pixel += 2 * kTileRows, sums += 2 * kTileRows * kPanelRows) {
-    const TileOfPixels a(pixels, pixel, kTileRows), b(pixels, pixel + kTileRows, kTileRows);
-    float* sums_b = sums + kTileRows * kPanelRows;
-    shape_tiles({kTileRows, kTileDepth / 2, 0});
-    for (int column = 0; column < kPanelRows; column += 2 * kTileColumns) {
-      if (first_tap == 0) clear_sums();
-      else load_sums(sums + column, sums_b + column);
-      for (int tap = first_tap; tap < end_tap; ++tap)
-        add_products(a.rows(tap, length, copied), b.rows(tap, length, copied + kTileRows * length),
-                     panel + tap * tap_bytes + column * 4, length);
-      store_sums(sums + column, sums_b + column);
-    }
-    if (end_tap < num_taps) continue;
-    finish_pixels<Y>(p, pixels, a, channel, sums);
-    finish_pixels<Y>(p, pixels, b, channel, sums_b);
-  }
   for (; pixel < end; pixel += kTileRows, sums += kTileRows * kPanelRows) {
     const TileOfPixels tile(pixels, pixel, end - pixel < kTileRows ? static_cast<int>(end - pixel) : kTileRows);
     shape_tiles({tile.count, kTileDepth / 2, left});
@@ -220,6 +205,17 @@ void run_amx_block(const Conv2dParams& p, const Pixels<uint16_t>& pixels, const 
     store_sums(sums);
     if (end_tap == num_taps) finish_pixels<Y>(p, pixels, tile, channel, sums);
   }
+}
+
+template <class Y>
+void convolve_lines_as(const Conv2dParams& p, ThreadPool& pool) {
+  const int64_t panel_bytes = int64_t{p.kernel} * p.kernel * p.in_channels * kPanelRows * 2;
+  convolve_lines(p, num_panels(p.out_channels) * panel_bytes, panel_bytes, pool,
+                 [&](const float* sums, int64_t channel, int64_t offset) {
+                   const int64_t left = p.out_channels - channel;
+                   for (int64_t c = 0; c < 2 * kTileColumns && c < left; c += kLanes)
+                     finish<Y>(p, load(sums + c), channel + c, left - c, offset);
+                 });
 }
 #endif
 
@@ -258,7 +254,7 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
   const int64_t tiles = (Pixels<T>(p, nullptr, 0).count + kPixels - 1) / kPixels;
   const size_t zeros_bytes = (channels * sizeof(T) + 63) / 64 * 64;
   const size_t sums_bytes = kBlockTiles * kPixels * kMaxTileColumns * sizeof(float);
-  const int copied_rows = sizeof(RowType<T>) > sizeof(T) ? kPixels : kPixels > kMaxTileRows ? 2 * kPixels : 0;
+  const int copied_rows = sizeof(RowType<T>) > sizeof(T) || kPixels > kMaxTileRows ? kPixels : 0;
   const size_t wide_bytes = copied_rows * channels * sizeof(RowType<T>);
   // Work is dealt out group-major, so that a thread keeps few panels and, with several groups, reads only its share.
   shared_for(pool, p.corners * groups * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
@@ -283,6 +279,9 @@ void conv2d_as(const Conv2dParams& p, ThreadPool& pool) {
 
 void conv2d(const Conv2dParams& p, ThreadPool& pool) {
   const bool bf16_out = p.y.dtype == DType::kBFloat16;
+#if defined(__AMX_TILE__)
+  if (takes_lines(p)) return bf16_out ? convolve_lines_as<uint16_t>(p, pool) : convolve_lines_as<float>(p, pool);
+#endif
   if (p.x.dtype == DType::kBFloat16)
     bf16_out ? conv2d_as<uint16_t, uint16_t>(p, pool) : conv2d_as<uint16_t, float>(p, pool);
   else bf16_out ? conv2d_as<float, uint16_t>(p, pool) : conv2d_as<float, float>(p, pool);
