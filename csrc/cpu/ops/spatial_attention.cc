@@ -48,12 +48,19 @@ struct Layout {
 template <class T>
 void pack_keys(const Layout<T>& s, const T* qkv, int64_t panel, T* keys) {
   constexpr int64_t pair = Layout<T>::kPair;
+  constexpr int64_t kAtOnce = 64;  // channels whose lines stay in the first-level cache meanwhile
   T* to = keys + panel * s.key_panel();
-  for (int64_t j = 0; j < kPanelRows; ++j) {
-    const int64_t position = panel * kPanelRows + j;
-    const T* from = qkv + (position * 3 + 1) * s.channels;
-    for (int64_t c = 0; c < s.channels_k; ++c)
-      to[c / pair * kPanelRows * pair + j * pair + c % pair] = position < s.n && c < s.channels ? from[c] : T{};
+  for (int64_t first = 0; first < s.channels_k; first += kAtOnce) {
+    const int64_t last = first + kAtOnce < s.channels_k ? first + kAtOnce : s.channels_k;
+    for (int64_t j = 0; j < kPanelRows; ++j) {
+      const int64_t position = panel * kPanelRows + j;
+      const T* from = qkv + (position * 3 + 1) * s.channels;
+      const int64_t whole = position >= s.n ? first : last < s.channels ? last : s.channels / pair * pair;
+      int64_t c = first;
+      for (; c < whole; c += pair) std::memcpy(to + c * kPanelRows + j * pair, from + c, pair * sizeof(T));
+      for (; c < last; ++c)
+        to[c / pair * kPanelRows * pair + j * pair + c % pair] = position < s.n && c < s.channels ? from[c] : T{};
+    }
   }
 }
 
@@ -61,13 +68,25 @@ void pack_keys(const Layout<T>& s, const T* qkv, int64_t panel, T* keys) {
 template <class T>
 void pack_values(const Layout<T>& s, const T* qkv, int64_t step, T* values) {
   constexpr int64_t pair = Layout<T>::kPair;
-  for (int64_t e = 0; e < pair; ++e) {
-    const int64_t position = step * pair + e;
-    const T* from = qkv + (position * 3 + 2) * s.channels;
-    for (int64_t c = 0; c < s.channel_cols; ++c)
-      values[c / kPanelRows * s.value_panel() + step * kPanelRows * pair + c % kPanelRows * pair + e] =
-          position < s.n && c < s.channels ? from[c] : T{};
+  for (int64_t first = 0; first < s.channels; first += kPanelRows) {
+    const int64_t count = s.channels - first < kPanelRows ? s.channels - first : kPanelRows;
+    T* to = values + first / kPanelRows * s.value_panel() + step * kPanelRows * pair;
+    for (int64_t e = 0; e < pair; ++e) {
+      const int64_t position = step * pair + e;
+      const T* from = qkv + (position * 3 + 2) * s.channels + first;
+      int64_t j = 0;
+      for (; j < count && position < s.n; ++j) to[j * pair + e] = from[j];
+      for (; j < kPanelRows; ++j) to[j * pair + e] = T{};
+    }
   }
+}
+
+// A vector of float32 numbers as factors of a product with panels of T: rounded to T, and kept as RowType says.
+inline void store_factors(const float* from, float*, float* to) { store(to, load(from)); }
+inline void store_factors(const float* from, uint16_t*, uint16_t* to) { store(to, load(from)); }
+inline void store_factors(const float* from, uint16_t* rounded, float* to) {
+  store(rounded, load(from));
+  store(to, load(rounded));
 }
 
 // exp(scale * (s - max)) of one row, as factors of the second product; returns their sum.
@@ -83,10 +102,12 @@ float softmax_row(const Layout<T>& s, float* scores, float scale, RowType<T>* we
     sum += weight;
     store(scores + j, weight);
   }
-  for (int64_t j = 0; j < s.n_k; ++j) {
-    T rounded{};
-    if (j < s.n_cols) store_one(&rounded, scores[j]);
-    copy_row(&rounded, 1, weights + j);
+  T rounded[kLanes];
+  int64_t j = 0;
+  for (; j + kLanes <= s.n_k; j += kLanes) store_factors(scores + j, rounded, weights + j);
+  for (; j < s.n_k; ++j) {
+    store_one(rounded, scores[j]);
+    copy_row(rounded, 1, weights + j);
   }
   return reduce_add(sum);
 }
@@ -145,8 +166,11 @@ void attend_block(const SpatialAttentionParams& p, const Layout<T>& s, const T* 
   multiply(weights, s.n_k, count, values, s.value_panel(), s.channels,
            [&](int64_t row, int64_t channel, int64_t width, const float* products) {
              const int64_t offset = (image * s.n + first + row) * s.channels + channel;
-             for (int64_t c = 0; c < width && channel + c < s.channels; ++c)
-               store_one(y + offset + c, to_float(residual[offset + c]) + products[c] / sums[row]);
+             const int64_t end = width < s.channels - channel ? width : s.channels - channel;
+             int64_t c = 0;
+             for (; c + kLanes <= end; c += kLanes)
+               store(y + offset + c, load(residual + offset + c) + load(products + c) / sums[row]);
+             for (; c < end; ++c) store_one(y + offset + c, to_float(residual[offset + c]) + products[c] / sums[row]);
            });
 }
 
