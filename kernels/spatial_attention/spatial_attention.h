@@ -2,11 +2,11 @@
 //
 //   s[i, j] = scale * sum_c q[i, c] * k[j, c]      y[i] = residual[i] + sum_j softmax(s[i])[j] * v[j]
 //
-// Two matrix products on the register tile. Keys and values of one image are packed once; 24 queries at a time keep
-// their whole rows of scores, so that keys and values are streamed once for each such block and the softmax is exact.
-// Products of bfloat16 rows are summed in float32; the weights exp(s - max) are rounded to bfloat16 for the second
-// product and divided by their float32 sum at the end. Every sum runs in ascending order of its index (contract C2).
-// 4 * B * N^2 * C operations are the floor, N = H * W.
+// Two matrix products on the register tile. Keys and values of one image are packed once; a block of queries at a time
+// keeps its whole rows of scores, so that keys and values are streamed once for each such block and the softmax is
+// exact. Products of bfloat16 rows are summed in float32; the weights exp(s - max) are rounded to bfloat16 for the
+// second product and divided by their float32 sum at the end. Every sum runs in ascending order of its index (contract
+// C2). 4 * B * N^2 * C operations are the floor, N = H * W.
 #pragma once
 
 #include "core/op.h"

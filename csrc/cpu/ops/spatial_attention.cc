@@ -9,7 +9,7 @@ namespace simplear::SIMPLEAR_ISA {
 namespace {
 
 #if defined(__AMX_TILE__)
-constexpr int64_t kBlockQueries = 2 * kTileRows;
+constexpr int64_t kBlockQueries = 4 * kTileRows;
 #else
 constexpr int64_t kBlockQueries = 4 * kMaxTileRows;
 #endif
