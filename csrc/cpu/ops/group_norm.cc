@@ -7,11 +7,31 @@
 namespace simplear::SIMPLEAR_ISA {
 namespace {
 
+constexpr int kAtOnce = 4;               // vectors of channels whose moments stay in registers
 constexpr int64_t kBlockPositions = 64;  // fixed: the order of summation must not depend on threads
 
 struct Moments {
   double sum, sum_of_squares;
 };
+
+// Of NV vectors of channels: the first position, and the sums and squares of the others' distances from it.
+template <int NV, class T>
+inline void channel_moments(const T* x, int64_t count, int64_t channels, float* pivot, float* sum, float* squares) {
+  Vec first[NV], total[NV] = {}, square[NV] = {};
+  for (int v = 0; v < NV; ++v) first[v] = load(x + v * kLanes);
+  for (int64_t position = 1; position < count; ++position)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec d = load(x + position * channels + v * kLanes) - first[v];
+      total[v] += d;
+      square[v] = fma(d, d, square[v]);
+    }
+  for (int v = 0; v < NV; ++v) {
+    store(pivot + v * kLanes, first[v]);
+    store(sum + v * kLanes, total[v]);
+    store(squares + v * kLanes, square[v]);
+  }
+}
 
 // Moments of each group over positions [0, count) of one image's block. scratch: 3 * C floats.
 template <class T>
@@ -19,17 +39,15 @@ void block_moments(const GroupNormParams& p, const T* x, int64_t count, float* s
   const int64_t channels = p.channels;
   float *pivot = scratch, *sum = pivot + channels, *squares = sum + channels;
   // Relative to the block's first position, so that squares of a large mean never meet a small variance.
-  for (int64_t c = 0; c < channels; ++c) pivot[c] = to_float(x[c]), sum[c] = 0.0f, squares[c] = 0.0f;
-  for (int64_t position = 1; position < count; ++position) {
-    const T* row = x + position * channels;
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      const Vec d = load(row + c) - load(pivot + c);
-      store(sum + c, load(sum + c) + d);
-      store(squares + c, fma(d, d, load(squares + c)));
-    }
-    for (; c < channels; ++c) {
-      const float d = to_float(row[c]) - pivot[c];
+  int64_t c = 0;
+  for (; c + kAtOnce * kLanes <= channels; c += kAtOnce * kLanes)
+    channel_moments<kAtOnce>(x + c, count, channels, pivot + c, sum + c, squares + c);
+  for (; c + kLanes <= channels; c += kLanes)
+    channel_moments<1>(x + c, count, channels, pivot + c, sum + c, squares + c);
+  for (; c < channels; ++c) {
+    pivot[c] = to_float(x[c]), sum[c] = 0.0f, squares[c] = 0.0f;
+    for (int64_t position = 1; position < count; ++position) {
+      const float d = to_float(x[position * channels + c]) - pivot[c];
       sum[c] += d;
       squares[c] += d * d;
     }
