@@ -52,7 +52,8 @@ def turn(
     before()
     run()
     times: list[float] = []
-    while len(times) < min_runs or sum(times) < seconds:
+    end = time.perf_counter() + seconds
+    while len(times) < min_runs or time.perf_counter() < end:
         before()
         start = time.perf_counter()
         run()
