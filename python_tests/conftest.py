@@ -43,6 +43,7 @@ def quick_bench(monkeypatch):
     monkeypatch.setattr(machine, "READ_VALUES", 1 << 12)
     monkeypatch.setattr(machine, "GEMM_ROWS", 3)
     monkeypatch.setattr(machine, "GEMM_WEIGHTS", 896 * 896)
+    monkeypatch.setattr(machine, "CONVOLUTION_FLOPS", 0)
     monkeypatch.setattr(machine, "BARRIERS", 10)
     monkeypatch.setattr(ops, "ROUNDS", 2)
     monkeypatch.setattr(own_kernel, "TURNS", 2)

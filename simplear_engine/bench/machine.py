@@ -1,7 +1,8 @@
 """What this machine can do at best, and what it is: the roofs that measurements are compared with.
 
-Three of them: bytes a second of a plain read, FLOP a second of a matrix product with many rows, and the microseconds in
-which all threads can begin and end together. Each is measured in the run that quotes it.
+Three of them: bytes a second of a plain read, FLOP a second of products of matrices (of many rows, or a convolution,
+whichever is faster), and the microseconds in which all threads can begin and end together. Each is measured in the run
+that quotes it.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from simplear_engine.testing.op_trial import Trial
 READ_VALUES = 1 << 26  # int32 values of the yardstick read: more than any cache holds
 GEMM_ROWS = 256  # as many rows as a long prefill: arithmetic decides
 GEMM_WEIGHTS = 1 << 24  # at most, so that packing and checking take no time worth mentioning
+CONVOLUTION_FLOPS = 1e9  # at least
 TURN_SECONDS = 0.05
 BARRIERS = 2000
 # Taken now, because a benchmark is a load itself.
@@ -38,20 +40,21 @@ class Roofs:
         case = Case({"N": READ_VALUES, "T": backend.pool.size})
         self._read_bytes = 4 * READ_VALUES
         self._read = checked(Trial(all_ops()["read_stream"], backend.implementation("read_stream"), case, backend.pool))
-        self._gemm: dict[str, tuple[Trial, int]] = {}
+        self._gemm: dict[str, list[tuple[Trial, int]]] = {}
         self._seconds: dict[str, list[float]] = {}
 
     def measure(self, *dtypes: str) -> None:
         """One turn of the read and of the product in each dtype."""
         self._measure("read", self._read)
         for dtype in dtypes:
-            if (case := gemm_case(dtype)) is None:
-                continue
             if dtype not in self._gemm:
-                op = all_ops()["linear"]
-                trial = checked(Trial(op, self._backend.implementation("linear"), case, self._backend.pool))
-                self._gemm[dtype] = trial, op.flops(case.axes)
-            self._measure(dtype, self._gemm[dtype][0])
+                self._gemm[dtype] = [self._product(name, case) for name, case in gemm_cases(dtype)]
+            for trial, _ in self._gemm[dtype]:
+                self._measure(f"{trial.op.name} {dtype}", trial)
+
+    def _product(self, name: str, case: Case) -> tuple[Trial, int]:
+        op = all_ops()[name]
+        return checked(Trial(op, self._backend.implementation(name), case, self._backend.pool)), op.flops(case.axes)
 
     def _measure(self, name: str, trial: Trial) -> None:
         self._seconds.setdefault(name, []).extend(turn(trial.run, TURN_SECONDS))
@@ -62,16 +65,18 @@ class Roofs:
         return self._read_bytes / Times.of(self._seconds["read"]).median
 
     def gemm(self, dtype: str) -> float | None:
-        """FLOP a second; None where `linear` declares no case of this dtype to time."""
-        if dtype not in self._gemm:
-            return None
-        return self._gemm[dtype][1] / Times.of(self._seconds[dtype]).median
+        """FLOP a second; None where no op declares a product of this dtype to time."""
+        paces = [
+            flops / Times.of(self._seconds[f"{trial.op.name} {dtype}"]).median
+            for trial, flops in self._gemm.get(dtype, [])
+        ]
+        return max(paces, default=None)
 
     def fields(self) -> dict:
         """{"read_gb_s", "gemm_gflop_s": {dtype: ...}}"""
         return {
             "read_gb_s": self.read / 1e9,
-            "gemm_gflop_s": {dtype: self.gemm(dtype) / 1e9 for dtype in self._gemm},
+            "gemm_gflop_s": {dtype: self.gemm(dtype) / 1e9 for dtype, trials in self._gemm.items() if trials},
         }
 
 
@@ -89,14 +94,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def gemm_case(dtype: str) -> Case | None:
-    """The largest timed case of `linear` with weights of this dtype, with more rows."""
-    cases = [case for case in all_ops()["linear"].bench_cases if case.dtypes.get("weight") == dtype]
-    cases = [case for case in cases if case.axes["M"] * case.axes["K"] <= GEMM_WEIGHTS]
-    if not cases:
-        return None
-    case = max(cases, key=lambda case: case.axes["M"] * case.axes["K"])
-    return dataclasses.replace(case, axes={**case.axes, "N": GEMM_ROWS})
+def gemm_cases(dtype: str) -> list[tuple[str, Case]]:
+    """Of the timed cases with weights of this dtype, the largest of `linear`, with more rows, and a short one of `conv2d`."""
+    found = []
+    linear, conv2d = (
+        [case for case in all_ops()[name].bench_cases if case.dtypes.get("weight") == dtype]
+        for name in ("linear", "conv2d")
+    )
+    linear = [case for case in linear if case.axes["M"] * case.axes["K"] <= GEMM_WEIGHTS]
+    if linear:
+        case = max(linear, key=lambda case: case.axes["M"] * case.axes["K"])
+        found.append(("linear", dataclasses.replace(case, axes={**case.axes, "N": GEMM_ROWS})))
+    flops = all_ops()["conv2d"].flops
+    conv2d = [case for case in conv2d if flops(case.axes) >= CONVOLUTION_FLOPS]
+    if conv2d:
+        found.append(("conv2d", min(conv2d, key=lambda case: flops(case.axes))))
+    return found
 
 
 def barrier(pool: _C.ThreadPool) -> Times:
