@@ -1,4 +1,5 @@
-// Convolutions of bfloat16 with AMX, for stride 1 and channels in multiples of 32.
+// Convolutions of bfloat16 with AMX, for stride 1, channels in multiples of 32 and pictures that are not tiny, of whose
+// tiles too much would be border.
 //
 // The input is first brought into the order that tiles want. 32 channels of a pixel are a line, and the lines of
 // neighbours follow each other, each image within a border of zeros:
@@ -20,7 +21,7 @@
 namespace simplear::SIMPLEAR_ISA {
 
 inline bool takes_lines(const Conv2dParams& p) {
-  return p.x.dtype == DType::kBFloat16 && p.stride == 1 && p.in_channels % kTileDepth == 0;
+  return p.x.dtype == DType::kBFloat16 && p.stride == 1 && p.in_channels % kTileDepth == 0 && p.width >= kTileRows;
 }
 
 struct Lines {
@@ -116,12 +117,17 @@ inline void convolve_lines(const Conv2dParams& p, int64_t corner_bytes, int64_t 
   parallel_for(pool, p.batch * lines.rows, grain_of(2 * lines.columns * p.in_channels),
                [&](int64_t begin, int64_t end, int) { lines.fill(begin, end); });
 
-  const int64_t fitting = kResidentBytes / panel_bytes, group = (fitting < 1 ? 1 : fitting) * kPanelRows;
-  const int64_t groups = (p.out_channels + group - 1) / group;
   const int64_t end_pixel = (lines.out_rows - 1) * lines.columns + lines.out_columns;
   const int64_t blocks = (end_pixel + kPixels - 1) / kPixels;
+  const int64_t fitting = kResidentBytes / panel_bytes;
+  int64_t group = (fitting < 1 ? 1 : fitting) * kPanelRows;
+  const auto num_items = [&] { return p.corners * ((p.out_channels + group - 1) / group) * p.batch * blocks; };
+  // A small picture has few blocks, and threads want several items each.
+  while (group > kChannels && num_items() < 4 * pool.size())
+    group = (group / 2 + kChannels - 1) / kChannels * kChannels;
+  const int64_t groups = (p.out_channels + group - 1) / group;
   // Groups of channels change last, so that a thread keeps the weights of one.
-  shared_for(pool, p.corners * groups * p.batch * blocks, 1, [&](int64_t begin, int64_t end, int) {
+  shared_for(pool, num_items(), 1, [&](int64_t begin, int64_t end, int) {
     alignas(64) float sums[kPixels][kPanelRows];
     shape_tiles({kTileRows, kTileDepth / 2, 0});
     for (int64_t item = begin; item < end; ++item) {

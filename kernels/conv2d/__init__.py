@@ -105,11 +105,11 @@ def cases():
         yield case(2, 3, 5, 12, 33, 2, corners=4, dtype=dtype)
         yield case(1, 4, 6, 64, 144, 2, corners=4, dtype=dtype)
         yield case(1, 5, 5, 700, 80, 3, pad=1, dtype=dtype)  # more weights than the cache keeps at once
-        yield case(1, 5, 5, 704, 144, 3, pad=1, dtype=dtype)
-        yield case(3, 1, 3, 96, 16, 3, pad=1, dtype=dtype, residual=True)
+        yield case(1, 5, 21, 704, 144, 3, pad=1, dtype=dtype)
+        yield case(3, 1, 19, 96, 16, 3, pad=1, dtype=dtype, residual=True)
         yield case(2, 5, 37, 32, 100, 1, dtype=dtype, residual=True)
         yield case(2, 3, 33, 32, 8, 4, pad=1, dtype=dtype)
-        yield case(2, 17, 3, 32, 33, 2, corners=4, dtype=dtype)
+        yield case(2, 3, 17, 32, 33, 2, corners=4, dtype=dtype, residual=True)
         yield case(1, 3, 4, 48, 24, 3, pad=1, dtype=dtype, y="bfloat16" if dtype == "float32" else "float32")
 
 
