@@ -9,8 +9,8 @@
 // Wherever a pixel is, each of its taps is now the same number of lines behind it. So any 32 neighbours are two tiles,
 // also across the end of a row: what comes out for the border between is dropped. The registers sum up all of an
 // output, 32 channels after the other and of each all taps, so that the lines of a few channels are read from the
-// first-level cache by tap after tap. (Tap after tap on the input as it is takes half as long again: pixels at
-// distances of a power of two fight for few sets of the cache, and tiles at the border have to be put together.)
+// first-level cache by tap after tap. (Tap after tap on the input as it is takes up to 1.7 times as long: pixels
+// at distances of a power of two fight for few sets of the cache, and tiles at the border have to be put together.)
 #pragma once
 
 #if defined(__AMX_TILE__)
