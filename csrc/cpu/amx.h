@@ -113,7 +113,7 @@ struct TileOfRows {
   int64_t row_bytes;
 };
 
-// Asks for the lines of `count` lines of weights that are a panel's apart.
+// Asks for `count` lines of weights from here on, one from each line of a panel.
 template <int count>
 inline void ask_for(const char* weights) {
 #pragma GCC unroll 16

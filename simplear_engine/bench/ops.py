@@ -4,9 +4,9 @@ Every figure is taken after the implementation has passed the check against the 
 process; one that fails is reported and not timed. Implementations of a case take turns. Inputs stay in cache from call
 to call where they fit: figures of small cases are compute figures.
 
-The floor of a case is what reading its bytes from memory takes, or its arithmetic at the pace of a product of matrices
-with many rows, whichever is longer, one barrier of all threads and the call from Python. Where a case stays in cache it
-may be beaten.
+The floor of a case is what reading its bytes from memory takes, or its arithmetic at the pace of the fastest product of
+matrices (machine.py), whichever is longer, one barrier of all threads and the call from Python. Where a case stays in
+cache it may be beaten.
 """
 
 import sys
